@@ -1,0 +1,78 @@
+"""The contracts between the engine, the drafters and the acceptance rules.
+
+Imports nothing of specdec but trees, and no model code: every other module may import this one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Protocol, runtime_checkable
+
+import torch
+
+from specdec.tree import DraftTree, Topology
+
+
+@dataclass(frozen=True, slots=True)
+class VerifierSpec:
+    """What a drafter has to agree with, read off the verifier.
+
+    Attributes:
+        name: class name and path of the verifier, for error messages.
+        vocab_size: rows of the verifier's output matrix; token ids are below it.
+        hidden_size: width of its text tower.
+        num_layers: layers of its text tower.
+        visual_token_ids: placeholder ids that stand for visual tokens in ``input_ids``.
+        eos_token_ids: ids that end an answer.
+    """
+
+    name: str
+    vocab_size: int
+    hidden_size: int
+    num_layers: int
+    visual_token_ids: frozenset[int]
+    eos_token_ids: frozenset[int]
+
+
+@dataclass(slots=True)
+class DraftRequest:
+    """One request as a drafter sees it. The engine owns it; drafters read it only.
+
+    Attributes:
+        id: unique within an engine; the key of whatever state a drafter keeps.
+        tokens: prompt and output so far, visual placeholders included, padding excluded. The last
+            one is the root of the tree to propose. It only ever grows.
+        prompt_length: how many of ``tokens`` are the prompt.
+        max_depth: deepest node that can still be of use; 0 asks for a root-only tree.
+        temperature: sampling temperature of the request; 0 is greedy.
+        generator: source of randomness; ``None`` is torch's global one.
+    """
+
+    id: int
+    tokens: list[int]
+    prompt_length: int
+    max_depth: int
+    temperature: float = 0.0
+    generator: torch.Generator | None = field(default=None, repr=False)
+
+
+@runtime_checkable
+class Drafter(Protocol):
+    """Proposes a draft tree for each request of a batch."""
+
+    @property
+    def name(self) -> str:
+        """The name that statistics and error messages use."""
+
+    def check(self, verifier: VerifierSpec) -> None:
+        """Raise ``ValueError``, naming both sides, if this drafter cannot serve ``verifier``."""
+
+    def propose(self, batch: Sequence[DraftRequest], shape: Topology) -> list[DraftTree]:
+        """One tree per request, rooted at its last token, no larger than ``shape`` and no deeper than
+        the request's ``max_depth``. May keep state per request id; must not touch the verifier.
+        The caller owns the result.
+        """
+
+    def release(self, request_id: int) -> None:
+        """Forget everything about a request. Unknown ids are ignored."""
