@@ -45,15 +45,12 @@ def run(*command: str | Path, cwd: Path) -> str:
         cwd=cwd,
         env=environment,
         stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
+        capture_output=True,
         text=True,
         check=False,
     )
     if done.returncode:
-        sys.exit(
-            f"wheel_check: {' '.join(map(str, command))} failed\n{done.stdout}{done.stderr}"
-        )
+        sys.exit(f"wheel_check: {' '.join(map(str, command))} failed\n{done.stdout}{done.stderr}")
     return done.stdout
 
 
