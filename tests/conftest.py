@@ -11,8 +11,8 @@ import hypothesis
 import pytest
 import torch
 
-# Examples are drawn from a fixed seed, so that a red run is red again; no deadline, since times on a
-# shared machine say nothing.
+# Examples are drawn from a fixed seed, so that a red run is red again; no deadline, since times on
+# a shared machine say nothing.
 hypothesis.settings.register_profile("specdec", deadline=None, derandomize=True)
 hypothesis.settings.load_profile("specdec")
 
