@@ -1,0 +1,69 @@
+"""specdec: modality-aware speculative decoding for large vision-language models."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from specdec.drafters import NgramDrafter, TextOnlyDrafter, load_drafter
+    from specdec.engine import Engine
+    from specdec.generation import decoder, enabled, generate
+    from specdec.interfaces import Drafter, DraftRequest, Verifier, VerifierSpec
+    from specdec.stats import AcceptanceStats
+    from specdec.tree import DraftTree, Topology, chain, static, topology
+
+__version__ = "0.1.0.dev0"
+
+# Loaded on first use, so that `import specdec` is quick and imports no transformers model code.
+_HOMES = {
+    "AcceptanceStats": "specdec.stats",
+    "DraftRequest": "specdec.interfaces",
+    "DraftTree": "specdec.tree",
+    "Drafter": "specdec.interfaces",
+    "Engine": "specdec.engine",
+    "NgramDrafter": "specdec.drafters",
+    "TextOnlyDrafter": "specdec.drafters",
+    "Topology": "specdec.tree",
+    "Verifier": "specdec.interfaces",
+    "VerifierSpec": "specdec.interfaces",
+    "chain": "specdec.tree",
+    "decoder": "specdec.generation",
+    "enabled": "specdec.generation",
+    "generate": "specdec.generation",
+    "load_drafter": "specdec.drafters",
+    "static": "specdec.tree",
+    "topology": "specdec.tree",
+}
+
+__all__ = [
+    "AcceptanceStats",
+    "DraftRequest",
+    "DraftTree",
+    "Drafter",
+    "Engine",
+    "NgramDrafter",
+    "TextOnlyDrafter",
+    "Topology",
+    "Verifier",
+    "VerifierSpec",
+    "chain",
+    "decoder",
+    "enabled",
+    "generate",
+    "load_drafter",
+    "static",
+    "topology",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _HOMES:
+        value = getattr(import_module(_HOMES[name]), name)
+        globals()[name] = value
+        return value
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

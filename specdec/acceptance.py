@@ -2,9 +2,9 @@
 
 Pure functions of (tree, target, uniforms): no cache, no model, no random generator inside.
 Lossless: with p the target's distribution at a node and q the drafter's, the emitted tokens follow
-p exactly, whatever q is. Both rules walk down from the root and ask for the target only at the nodes
-they visit, once each and in the order of the emitted tokens, so that a stateful logits processor
-sees just what plain decoding would have shown it. At each visited node one token is decided:
+p exactly, whatever q is. Both rules walk down from the root and ask for the target only at the
+nodes they visit, once each and in the order of the emitted tokens, so that a stateful logits
+processor sees just what plain decoding would have shown it. One token is decided at each such node:
 
 ``deterministic`` siblings (a point-mass proposal): draw y ~ p; descend if y is a child.
 
@@ -14,7 +14,7 @@ drawn siblings x_1 … x_k, tried in the order of their drawing (p_1 = p, q_1 = 
     q_i without x_i, renormalised; when none is left, emit y ~ p_{k+1}.
 Given that the elder siblings were rejected, x_i is a draw from q_i and p_i is what has to come out,
 so every round is one speculative sampling step. For one sibling this is Leviathan et al.
-(2211.17192), with replacement it is multi-step speculative sampling (SpecInfer, 2305.09781), without
+(2211.17192), with replacement multi-step speculative sampling (SpecInfer, 2305.09781), without
 replacement recursive rejection sampling (RSD, 2402.14160).
 
 A rule that relaxes the target replaces p before its node is decided; the rejection stays as it is.
@@ -120,11 +120,12 @@ def _decide(
     q = normalised(tree.q[node].to(p.device))
     for child in tree.topology.children[node]:
         token = tree.tokens[child]
-        if _at(q, token) == 0.0:
-            # Rounded away, or no token at all: p stays what is owed, since a draw that fell among
-            # tokens of recorded mass is a draw from q still.
+        chance = _at(q, token)
+        if chance == 0.0:
+            # Rounded away, or no token at all: as if not drafted. That is exact: a draw that does
+            # fall among the tokens of recorded mass is a draw from q, the others leave p owed.
             continue
-        if _accepted(_at(p, token), _at(q, token), uniform()):
+        if _accepted(_at(p, token), chance, uniform()):
             return child, token
         p = residual(p, q)
         if tree.siblings == "without_replacement":
@@ -144,7 +145,7 @@ def _without(q: Tensor, token: int) -> Tensor:
 
 def _at(p: Tensor, token: int) -> float:
     """Probability of ``token``; 0 outside the vocabulary of ``p``."""
-    return float(p[token]) if 0 <= token < len(p) else 0.0
+    return float(p[token]) if 0 <= token < p.shape[0] else 0.0
 
 
 def _child_with(tree: DraftTree, node: int, token: int) -> int | None:

@@ -5,11 +5,12 @@ Imports nothing of specdec but trees, and no model code: every other module may 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol, runtime_checkable
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import torch
+from torch import Tensor
 
 from specdec.tree import DraftTree, Topology
 
@@ -65,14 +66,74 @@ class Drafter(Protocol):
     def name(self) -> str:
         """The name that statistics and error messages use."""
 
+    @property
+    def model_seconds(self) -> float:
+        """Seconds spent so far inside the drafter's own model; 0 without one."""
+
     def check(self, verifier: VerifierSpec) -> None:
         """Raise ``ValueError``, naming both sides, if this drafter cannot serve ``verifier``."""
 
     def propose(self, batch: Sequence[DraftRequest], shape: Topology) -> list[DraftTree]:
-        """One tree per request, rooted at its last token, no larger than ``shape`` and no deeper than
-        the request's ``max_depth``. May keep state per request id; must not touch the verifier.
-        The caller owns the result.
+        """One tree per request, rooted at its last token, no larger than ``shape`` and no deeper
+        than the request's ``max_depth``. May keep state per request id; must not touch the
+        verifier. The caller owns the result.
         """
 
     def release(self, request_id: int) -> None:
         """Forget everything about a request. Unknown ids are ignored."""
+
+
+class Prompt(NamedTuple):
+    """Rows to be prefilled together.
+
+    Attributes:
+        input_ids: int64 ``(B, T)``, left-padded.
+        padding: per row the number of padding tokens on its left.
+        model_kwargs: everything else that the model's forward takes: attention mask, positions,
+            pixels.
+    """
+
+    input_ids: Tensor
+    padding: tuple[int, ...]
+    model_kwargs: Mapping[str, Any]
+
+
+class Prefilled(NamedTuple):
+    """Attributes:
+    handles: per row what the verifier knows the request by. Opaque; owned by the engine until it
+        passes it to ``release``.
+    logits: ``(B, V)`` behind each row's last token.
+    """
+
+    handles: list[Any]
+    logits: Tensor
+
+
+class Verifier(Protocol):
+    """The large model: scores whole trees and owns the keys and values of the text so far."""
+
+    @property
+    def spec(self) -> VerifierSpec:
+        """What drafters are checked against."""
+
+    @property
+    def model_seconds(self) -> float:
+        """Seconds spent so far inside the model's forward over trees; prefill is not counted."""
+
+    def prefill(self, prompt: Prompt, room: int) -> Prefilled:
+        """Run the prompts; ``room`` is the number of tokens that a row is expected to grow to.
+
+        On an exception no keys stay behind.
+        """
+
+    def verify(self, handles: Sequence[Any], trees: Sequence[DraftTree]) -> Tensor:
+        """Logits ``(N, V)`` behind every node of every tree, packed in order, in one forward.
+
+        Their keys are scratch until :meth:`commit`, which must follow for each of them.
+        """
+
+    def commit(self, handle: Any, nodes: Sequence[int]) -> None:
+        """Keep these nodes of the last tree, a path from the root, and drop the others."""
+
+    def release(self, handle: Any) -> None:
+        """Give back everything that belongs to the request. Doing it twice is harmless."""

@@ -52,7 +52,7 @@ def residual(p: Tensor, q: Tensor) -> Tensor:
     Returns:
         float64 ``(V,)``.
     """
-    shared = min(len(p), len(q))
+    shared = min(p.shape[0], q.shape[0])
     owed = p.to(torch.float64, copy=True)
     owed[:shared] -= q[:shared]
     mass = owed.clamp_(min=0.0).sum()
@@ -126,11 +126,8 @@ def _inverse_cdf(p: Tensor, u: Tensor) -> Tensor:
 
 
 def _nearest(p: Tensor, total: Tensor, tokens: Tensor) -> Tensor:
-    """The last token of positive weight up to each of ``tokens``, else the first, else ``-1``."""
+    """The last token of positive weight up to each of ``tokens``; ``-1`` in rows without mass."""
     if not bool(total.isfinite().all()):
         raise ValueError("a distribution to draw from holds nan or infinite entries")
     index = torch.arange(p.shape[-1], device=p.device)
-    before = torch.where(p > 0, index, -1).cummax(-1).values.gather(1, tokens)
-    first = torch.where(p > 0, index, p.shape[-1]).amin(-1, keepdim=True)
-    first = torch.where(first < p.shape[-1], first, -1)
-    return torch.where(before >= 0, before, first)
+    return torch.where(p > 0, index, -1).cummax(-1).values.gather(1, tokens)

@@ -1,14 +1,14 @@
 """Draft trees: topology, tokens and the distributions that the tokens were drawn from.
 
-Knows nothing of models, caches or acceptance rules. Nodes are numbered so that a parent always comes
-before its children; node 0 is the root, the request's last token, whose key and value are not cached
-yet. A tree of one node is therefore plain decoding.
+Knows nothing of models, caches or acceptance rules. Nodes are numbered so that a parent always
+comes before its children; node 0 is the root, the request's last token, whose key and value are not
+cached yet. A tree of one node is therefore plain decoding.
 """
 
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Literal
@@ -29,7 +29,8 @@ class Topology:
         depths: depth of each node; 0 for the root.
         children: children of each node, in sibling order.
         levels: the nodes of each depth.
-        ancestors: bool tensor ``(n, n)`` on the CPU; ``ancestors[i, j]``: j is i or an ancestor of i.
+        ancestors: bool tensor ``(n, n)`` on the CPU; ``ancestors[i, j]``: j is i or an ancestor of
+            i.
     """
 
     parents: tuple[int, ...]
@@ -55,7 +56,9 @@ class Topology:
         return tuple(reversed(nodes))
 
     def truncate(self, depth: int) -> Topology:
-        """The same shape without the nodes deeper than ``depth``; surviving nodes keep their order."""
+        """The same shape without the nodes deeper than ``depth``; surviving nodes keep their
+        order.
+        """
         if depth >= self.depth:
             return self
         kept = [node for node in range(len(self)) if self.depths[node] <= depth]
@@ -131,8 +134,9 @@ class DraftTree:
     Attributes:
         topology: the shape; node 0 is the root.
         tokens: token id of each node; ``tokens[0]`` is the request's last token.
-        q: float tensor ``(n, V)``, row u: the draft distribution that the children of node u were drawn
-            from; rows of leaves are ignored. ``None`` where nothing was drawn (deterministic siblings).
+        q: float tensor ``(n, V)``, row u: the draft distribution that the children of node u were
+            drawn from; rows of leaves are ignored. ``None`` where nothing was drawn (deterministic
+            siblings).
         siblings: how the children of a node were chosen from its q:
             ``deterministic`` (top-k, look-up: a point-mass proposal, q is not needed),
             ``with_replacement`` (independent draws), ``without_replacement`` (each drawn from q
@@ -162,6 +166,20 @@ class DraftTree:
 
     def __len__(self) -> int:
         return len(self.tokens)
+
+    def follow(self, tokens: Iterable[int]) -> Iterator[int]:
+        """The nodes that carry these tokens, from a child of the root downwards, as far as they
+        go.
+        """
+        node = 0
+        for token in tokens:
+            for child in self.topology.children[node]:
+                if self.tokens[child] == token:
+                    node = child
+                    break
+            else:
+                return
+            yield node
 
     def truncate(self, depth: int) -> DraftTree:
         """The tree without the nodes deeper than ``depth``."""

@@ -1,0 +1,76 @@
+"""Saved drafters: a transformers model folder with a ``drafter.json`` beside the weights."""
+
+from __future__ import annotations
+
+import json
+from os import PathLike
+from pathlib import Path
+from typing import Any
+
+from transformers import AutoModelForCausalLM, PreTrainedModel
+
+from specdec.drafters.text_only import TextOnlyDrafter
+from specdec.interfaces import Drafter
+
+CONFIG_NAME = "drafter.json"
+FORMAT_VERSION = 1
+
+
+def load_drafter(path: str | PathLike[str], model: PreTrainedModel | None = None) -> Drafter:
+    """Load a drafter and check that it fits ``model``.
+
+    Args:
+        path: a folder, or a hub id, with a saved drafter, or with any causal language model.
+        model: the verifier that it is for; it is put on that model's device.
+
+    Raises:
+        ValueError: nothing loadable lies there, its kind or format is unknown, or it does not fit.
+    """
+    settings = _settings(Path(path))
+    kind, version = settings.get("kind"), settings.get("format_version")
+    if kind != "text_only":
+        raise ValueError(f"{path}: drafter kind {kind!r} is not known; there is 'text_only'")
+    if version != FORMAT_VERSION:
+        raise ValueError(f"{path}: drafter format {version}, this specdec reads {FORMAT_VERSION}")
+    try:
+        language_model = AutoModelForCausalLM.from_pretrained(
+            path, dtype="auto", use_safetensors=True
+        ).eval()
+    except OSError as error:
+        raise ValueError(f"{path}: no drafter could be loaded: {error}") from error
+    if model is not None:
+        language_model = language_model.to(model.device)
+    return TextOnlyDrafter(language_model)
+
+
+def save_drafter(
+    model: PreTrainedModel, path: str | PathLike[str], *, verifier: str, **facts: Any
+) -> None:
+    """Save a text-only drafter so that :func:`load_drafter` finds it.
+
+    Args:
+        model: the causal language model.
+        path: the folder to write.
+        verifier: name of the verifier that it was trained for.
+        **facts: JSON values to record: data, seeds, figures.
+    """
+    model.save_pretrained(path)
+    settings = {
+        "format_version": FORMAT_VERSION,
+        "kind": "text_only",
+        "verifier": verifier,
+        **facts,
+    }
+    (Path(path) / CONFIG_NAME).write_text(json.dumps(settings, indent=2) + "\n")
+
+
+def _settings(path: Path) -> dict[str, Any]:
+    """The contents of ``drafter.json``; any causal language model without one drafts text-only."""
+    file = path / CONFIG_NAME
+    if not file.is_file():
+        return {"format_version": FORMAT_VERSION, "kind": "text_only"}
+    try:
+        settings: dict[str, Any] = json.loads(file.read_text())
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{file} is not JSON: {error}") from error
+    return settings

@@ -1,0 +1,132 @@
+"""One request's state: its tokens, its rules for choosing and for stopping. Knows no model."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from specdec.interfaces import DraftRequest, Prompt
+from specdec.stats import AcceptanceStats
+from specdec.tree import DraftTree
+
+
+class Emission(NamedTuple):
+    """One token of an answer. ``drafted``: a drafter proposed it and the verifier kept it."""
+
+    request_id: int
+    token: int
+    drafted: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Decoding:
+    """How a request's tokens are chosen and where its answer ends.
+
+    Attributes:
+        max_length: most tokens in all, padded prompt included.
+        do_sample: draw from the distribution; else take its argmax.
+        temperature: what drafters are told; the processors are what is applied.
+        num_rows: rows of the batch that the request belongs to.
+        processor: ``(ids (B, T), logits (B, V)) -> scores (B, V)`` with B = ``num_rows``, of which
+            the request's own row is used; ``None`` changes nothing. Called once per position of the
+            answer and in order, as plain decoding would.
+        stopping: ``(ids (1, T), scores) -> bool``, called after every token; ``None`` never stops.
+        eos_token_ids: tokens that end the answer.
+        generator: source of randomness; ``None`` is torch's global one.
+        keep_scores: record the processed scores of every token.
+        keep_logits: record the raw logits of every token.
+    """
+
+    max_length: int
+    num_rows: int = 1
+    do_sample: bool = False
+    temperature: float = 1.0
+    processor: Callable[[Tensor, Tensor], Tensor] | None = None
+    stopping: Callable[[Tensor, Any], bool] | None = None
+    eos_token_ids: frozenset[int] = frozenset()
+    generator: torch.Generator | None = None
+    keep_scores: bool = False
+    keep_logits: bool = False
+
+
+@dataclass(slots=True, eq=False)
+class Request:
+    """A request that the engine runs.
+
+    Attributes:
+        view: what drafters see; its ``tokens`` are the prompt without padding, and the output.
+        decoding: how to choose and when to stop.
+        ids: int64 ``(max_length,)``: the padded prompt and the output, on the CPU or where the
+            prompt was.
+        length: how much of ``ids`` is filled.
+        row: which row of its batch the request is.
+        handle: the verifier's; ``None`` before prefill and after release.
+        finished: the answer is complete.
+        scores: per output token its processed scores ``(V,)``, if kept.
+        logits: per output token its raw logits ``(V,)``, if kept.
+    """
+
+    view: DraftRequest
+    decoding: Decoding
+    ids: Tensor
+    length: int
+    row: int = 0
+    handle: Any = None
+    finished: bool = False
+    stats: AcceptanceStats = field(default_factory=AcceptanceStats)
+    scores: list[Tensor] = field(default_factory=list)
+    logits: list[Tensor] = field(default_factory=list)
+
+    @classmethod
+    def from_row(cls, request_id: int, prompt: Prompt, row: int, decoding: Decoding) -> Request:
+        """The request of one row of ``prompt``."""
+        padded = prompt.input_ids[row]
+        tokens = padded[prompt.padding[row] :].tolist()
+        ids = padded.new_empty(decoding.max_length)
+        ids[: len(padded)] = padded
+        view = DraftRequest(
+            id=request_id,
+            tokens=tokens,
+            prompt_length=len(tokens),
+            max_depth=0,
+            temperature=decoding.temperature if decoding.do_sample else 0.0,
+            generator=decoding.generator,
+        )
+        return cls(view=view, decoding=decoding, ids=ids, length=len(padded), row=row)
+
+    @property
+    def output(self) -> list[int]:
+        """The answer so far."""
+        return self.view.tokens[self.view.prompt_length :]
+
+    def node_scores(self, tree: DraftTree, node: int, logits: Tensor) -> Tensor:
+        """The scores ``(V,)`` behind a node, given its raw ``logits (V,)``.
+
+        Visit a path in order: the node's token is written behind its parent's, where the processors
+        see it.
+        """
+        depth = tree.topology.depths[node]
+        self.ids[self.length - 1 + depth] = tree.tokens[node]
+        scores = logits.to(device=self.ids.device, dtype=torch.float32)
+        if self.decoding.processor is None:
+            return scores
+        # Processors may hold something per row of the call's batch: show them a batch of this row.
+        rows = self.decoding.num_rows
+        ids = self.ids[None, : self.length + depth].expand(rows, -1)
+        return self.decoding.processor(ids, scores.repeat(rows, 1))[self.row]
+
+    def emit(self, token: int) -> None:
+        """Append a token and decide whether it ends the answer."""
+        self.ids[self.length] = token
+        self.length += 1
+        self.view.tokens.append(token)
+        self.stats.num_generated_tokens += 1
+        decoding = self.decoding
+        self.finished = token in decoding.eos_token_ids or self.length >= decoding.max_length
+        if decoding.stopping is not None:
+            scores = tuple(score[None] for score in self.scores) or None
+            self.finished |= decoding.stopping(self.ids[None, : self.length], scores)

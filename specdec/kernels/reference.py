@@ -1,0 +1,129 @@
+"""Torch reference of tree attention over paged keys and values.
+
+Knows tensors only: which rows of the pools a request reads, and which of them each node may see, is
+decided by the caller.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+class Segment(NamedTuple):
+    """One request's share of a ragged batch.
+
+    Attributes:
+        start: first query row, inclusive.
+        stop: last query row, exclusive.
+        slots: the pool rows that hold the request's keys, in logical order ``[0, length)``: a slice
+            where they are contiguous (read as a view), else an int64 tensor ``(length,)``
+            (gathered).
+        length: number of keys.
+    """
+
+    start: int
+    stop: int
+    slots: slice | Tensor
+    length: int
+
+
+def dense_attention(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    mask: Tensor | None,
+    *,
+    scale: float,
+    softcap: float | None = None,
+    sinks: Tensor | None = None,
+) -> Tensor:
+    """Softmax attention with grouped query heads.
+
+    out = softmax(softcap · tanh(q·kᵀ·scale / softcap) + mask) · v, with the optional ``sinks`` as
+    one more logit per query head whose value is zero.
+
+    Args:
+        query: ``(B, Hq, T, D)``.
+        key: ``(B, Hkv, L, D)``, Hkv divides Hq.
+        value: ``(B, Hkv, L, Dv)``.
+        mask: additive and in the dtype of query, or bool (True attends); broadcasts to ``(B, 1, T,
+            L)``.
+        scale: factor on q·kᵀ.
+        softcap: bound on the logits, before the mask.
+        sinks: ``(Hq,)``.
+
+    Returns:
+        ``(B, Hq, T, Dv)`` in the dtype of query.
+    """
+    batch, heads, rows, _ = query.shape
+    kv_heads, groups = key.shape[1], heads // key.shape[1]
+    # Grouped heads become a dimension of their own, so that keys are broadcast and never repeated.
+    grouped = query.reshape(batch * kv_heads, groups, rows, query.shape[-1])
+    keys = key.reshape(batch * kv_heads, 1, *key.shape[2:]).expand(-1, groups, -1, -1)
+    values = value.reshape(batch * kv_heads, 1, *value.shape[2:]).expand(-1, groups, -1, -1)
+    if mask is not None and mask.shape[0] > 1:
+        mask = mask.repeat_interleave(kv_heads, dim=0)
+    if softcap is None and sinks is None:
+        out = F.scaled_dot_product_attention(grouped, keys, values, attn_mask=mask, scale=scale)
+        return out.reshape(batch, heads, rows, -1)
+    logits = (grouped @ keys.transpose(-1, -2)) * scale
+    if softcap is not None:
+        logits = softcap * torch.tanh(logits / softcap)
+    if mask is not None:
+        logits = logits.masked_fill(~mask, -math.inf) if mask.dtype == torch.bool else logits + mask
+    if sinks is not None:
+        sink = sinks.view(1, kv_heads, groups, 1, 1).expand(batch, -1, -1, rows, 1)
+        sink = sink.reshape(batch * kv_heads, groups, rows, 1).to(logits.dtype)
+        logits = torch.cat([logits, sink], dim=-1)
+    weights = logits.softmax(dim=-1, dtype=torch.float32).to(values.dtype)
+    return (weights[..., : key.shape[2]] @ values).reshape(batch, heads, rows, -1)
+
+
+def tree_attention(
+    query: Tensor,
+    keys: Tensor,
+    values: Tensor,
+    segments: Sequence[Segment],
+    mask: Tensor,
+    *,
+    scale: float,
+    softcap: float | None = None,
+    sinks: Tensor | None = None,
+) -> Tensor:
+    """Attention of every tree node of a ragged batch over its own request's keys.
+
+    Args:
+        query: ``(N, Hq, D)``, the nodes of all requests, packed.
+        keys: pool ``(slots, Hkv, D)`` of one layer.
+        values: pool ``(slots, Hkv, Dv)``.
+        segments: one per request; together they cover the N rows.
+        mask: additive, ``(N, L)`` in the dtype of query with L ≥ every segment's length: 0 where
+            node i may see logical position j of its own request, else -inf.
+        scale: factor on q·kᵀ.
+        softcap: bound on the logits, before the mask.
+        sinks: ``(Hq,)``.
+
+    Returns:
+        ``(N, Hq, Dv)``.
+    """
+    out = []
+    for segment in segments:
+        rows = slice(segment.start, segment.stop)
+        out.append(
+            dense_attention(
+                query[rows].transpose(0, 1)[None],
+                keys[segment.slots].transpose(0, 1)[None],
+                values[segment.slots].transpose(0, 1)[None],
+                mask[None, None, rows, : segment.length],
+                scale=scale,
+                softcap=softcap,
+                sinks=sinks,
+            )[0].transpose(0, 1)
+        )
+    return out[0] if len(out) == 1 else torch.cat(out)

@@ -1,0 +1,5 @@
+"""Running transformers models over paged keys and values, without changing their code."""
+
+from specdec.runtime.paged_model import NodeBatch, PagedModel
+
+__all__ = ["NodeBatch", "PagedModel"]

@@ -1,0 +1,268 @@
+"""The seam with transformers: an attention function, a mask function and a cache.
+
+transformers looks both functions up by name, ``specdec``, in every text layer of a model whose text
+config names it. What they do depends on the forward that is current in this context:
+
+- none: what ``sdpa`` does, so others may call the model while the name is set;
+- a :class:`Prefill`: the same, and the cache stores the keys of each row's real tokens;
+- a :class:`TreeForward`: the nodes of all requests, packed into one row; each attends to its own
+  request's pages.
+
+Masks of tree nodes come from the model's own mask function, evaluated on logical positions and
+intersected with the ancestor mask, so sliding and chunked layers need no code per model.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from contextvars import ContextVar
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from transformers import AttentionInterface, AttentionMaskInterface
+from transformers.cache_utils import Cache, CacheLayerMixin, get_layer_types_and_kwargs
+from transformers.configuration_utils import PretrainedConfig
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.masking_utils import causal_mask_function, sdpa_mask
+
+from specdec.cache import PagedKV, SequenceKV
+from specdec.kernels.reference import Segment, dense_attention, tree_attention
+
+NAME = "specdec"
+CURRENT: ContextVar[Prefill | TreeForward | None] = ContextVar("specdec_forward", default=None)
+_SLIDING = ("sliding_attention", "hybrid_sliding", "chunked_attention")
+
+
+class PrefillRow(NamedTuple):
+    """One row of a prefill: its tokens ``[start, T)`` go to the sequence, ``[0, start)`` is
+    padding.
+    """
+
+    sequence: SequenceKV
+    start: int
+
+
+class Prefill:
+    """A forward over whole prompts, left-padded; valid during that forward only."""
+
+    cached = 0
+
+    def __init__(self, kv: PagedKV, rows: Sequence[PrefillRow]) -> None:
+        self._kv = kv
+        self._rows = [(row.start, kv.slots(row.sequence, 0, row.sequence.length)) for row in rows]
+
+    def store(self, layer: int, keys: Tensor, values: Tensor) -> None:
+        """Write the real tokens' keys ``(B, Hkv, T, D)`` and values ``(B, Hkv, T, Dv)``."""
+        for index, (start, slots) in enumerate(self._rows):
+            self._kv.write(
+                layer,
+                slots,
+                keys[index, :, start:].transpose(0, 1),
+                values[index, :, start:].transpose(0, 1),
+            )
+
+
+class TreeRows(NamedTuple):
+    """New tree nodes of one sequence, already added to it as its last scratch nodes.
+
+    ``visible`` is bool ``(nodes, scratch)``: which scratch nodes each new node may see, itself
+    included.
+    """
+
+    sequence: SequenceKV
+    visible: Tensor
+
+
+class TreeForward:
+    """A forward over packed tree nodes ``(1, N)``; valid during that forward only."""
+
+    def __init__(self, kv: PagedKV, rows: Sequence[TreeRows]) -> None:
+        self._kv = kv
+        self._rows = rows
+        self._segments: list[Segment] = []
+        self._targets: list[slice | Tensor] = []
+        start = 0
+        for sequence, visible in rows:
+            stop, length = start + visible.shape[0], sequence.length
+            slots = kv.slots(sequence, 0, length)
+            self._segments.append(Segment(start, stop, slots, length))
+            self._targets.append(kv.slots(sequence, length - visible.shape[0], length))
+            start = stop
+        self._layer_of_key: dict[int, int] = {}
+        self._keys: list[Tensor] = []  # alive until the end of the forward, so that ids stay unique
+
+    @property
+    def cached(self) -> int:
+        """The most tokens that a sequence of this forward has committed."""
+        return max(row.sequence.committed for row in self._rows)
+
+    def store(self, layer: int, keys: Tensor, values: Tensor) -> None:
+        """Write the nodes' keys ``(1, Hkv, N, D)`` and values ``(1, Hkv, N, Dv)``."""
+        packed_keys, packed_values = keys[0].transpose(0, 1), values[0].transpose(0, 1)
+        for segment, target in zip(self._segments, self._targets, strict=True):
+            rows = slice(segment.start, segment.stop)
+            self._kv.write(layer, target, packed_keys[rows], packed_values[rows])
+        self._layer_of_key[id(keys)] = layer
+        self._keys.append(keys)
+
+    def mask(
+        self, mask_function: Callable[..., Tensor], dtype: torch.dtype, device: torch.device
+    ) -> Tensor:
+        """Additive mask ``(1, 1, N, L)`` over each request's own logical positions, L the
+        longest.
+        """
+        nodes, longest = self._segments[-1].stop, max(s.length for s in self._segments)
+        allowed = torch.zeros(nodes, longest, dtype=torch.bool)
+        for segment, (sequence, visible) in zip(self._segments, self._rows, strict=True):
+            rows = slice(segment.start, segment.stop)
+            allowed[rows, : sequence.committed] = True
+            allowed[rows, sequence.committed : segment.length] = visible
+        plain: Any = causal_mask_function
+        if mask_function is not plain:
+            allowed &= self._model_mask(mask_function, longest, device)
+        mask = torch.zeros(nodes, longest, dtype=dtype).masked_fill_(~allowed, -math.inf)
+        return mask.to(device)[None, None]
+
+    def attend(
+        self,
+        query: Tensor,
+        key: Tensor,
+        mask: Tensor,
+        scale: float,
+        softcap: float | None,
+        sinks: Tensor | None,
+    ) -> Tensor:
+        """Attention of the nodes ``(1, Hq, N, D)`` over their pages; returns ``(1, N, Hq, Dv)``."""
+        layer = self._layer_of_key.get(id(key))
+        if layer is None:
+            raise ValueError(
+                "a text layer changed its keys after caching them, as multi-head latent attention "
+                "does; specdec cannot run this model"
+            )
+        keys, values = self._kv.layer(layer)
+        return tree_attention(
+            query[0].transpose(0, 1),
+            keys,
+            values,
+            self._segments,
+            mask[0, 0],
+            scale=scale,
+            softcap=softcap,
+            sinks=sinks,
+        )[None]
+
+    def _model_mask(
+        self, mask_function: Callable[..., Tensor], longest: int, device: torch.device
+    ) -> Tensor:
+        """The model's own mask ``(N, longest)``, evaluated on logical positions."""
+        queries, keys = [], []
+        for segment, (sequence, visible) in zip(self._segments, self._rows, strict=True):
+            scratch = torch.tensor(sequence.scratch_depths) + sequence.committed
+            positions = torch.zeros(longest, dtype=torch.long)
+            positions[: sequence.committed] = torch.arange(sequence.committed)
+            positions[sequence.committed : segment.length] = scratch
+            queries.append(scratch[-visible.shape[0] :, None])
+            keys.append(positions.expand(visible.shape[0], longest))
+        zero = torch.zeros(1, 1, 1, 1, dtype=torch.long, device=device)
+        query_index = torch.cat(queries)[None, None].to(device)
+        key_index = torch.cat(keys)[None, None].to(device)
+        allowed = mask_function(zero, zero, query_index, key_index)
+        return allowed.expand(1, 1, *key_index.shape[-2:])[0, 0].cpu()
+
+
+def attention(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    scaling: float | None = None,
+    softcap: float | None = None,
+    s_aux: Tensor | None = None,
+    **kwargs: Any,  # transformers passes what any backend might need
+) -> tuple[Tensor, None]:
+    """transformers' attention signature: ``(B, H, T, D)`` in, ``(B, T, H, D)`` out."""
+    forward = CURRENT.get()
+    scale = scaling if scaling is not None else query.shape[-1] ** -0.5
+    if isinstance(forward, TreeForward):
+        assert attention_mask is not None
+        return forward.attend(query, key, attention_mask, scale, softcap, s_aux), None
+    if softcap is None and s_aux is None:
+        out, _ = sdpa_attention_forward(
+            module, query, key, value, attention_mask, scaling=scaling, **kwargs
+        )
+        return out, None
+    dense = dense_attention(
+        query, key, value, attention_mask, scale=scale, softcap=softcap, sinks=s_aux
+    )
+    return dense.transpose(1, 2).contiguous(), None
+
+
+def mask(*, mask_function: Callable[..., Tensor], **kwargs: Any) -> Tensor | None:
+    """transformers' mask signature."""
+    forward = CURRENT.get()
+    if isinstance(forward, TreeForward):
+        return forward.mask(mask_function, kwargs["dtype"], kwargs["device"])
+    kwargs["allow_is_causal_skip"] = False
+    result: Tensor | None = sdpa_mask(mask_function=mask_function, **kwargs)
+    return result
+
+
+class PagedLayer(CacheLayerMixin):
+    """One layer of :class:`PagedCache`: what transformers asks of a layer to build its masks."""
+
+    is_compileable = False
+
+    def __init__(self, layer_type: str) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]  # transformers leaves it unannotated
+        self.is_sliding = layer_type in _SLIDING
+
+    def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
+        self.is_initialized = True
+
+    def update(
+        self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any
+    ) -> tuple[Tensor, Tensor]:
+        raise RuntimeError("PagedCache.update stores the keys; its layers hold none")
+
+    def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
+        return self.get_seq_length() + query_length, 0
+
+    def get_seq_length(self) -> int:
+        forward = CURRENT.get()
+        return forward.cached if forward is not None else 0
+
+    def get_max_length(self) -> int:
+        return -1
+
+    def get_max_cache_shape(self) -> int:
+        return -1
+
+
+class PagedCache(Cache):
+    """What a model's forward gets as ``past_key_values``; the keys go to the current forward's
+    pages.
+    """
+
+    def __init__(self, text_config: PretrainedConfig) -> None:
+        types = get_layer_types_and_kwargs(text_config)[0]
+        super().__init__(layers=[PagedLayer(layer_type) for layer_type in types])
+
+    def update(
+        self, key_states: Tensor, value_states: Tensor, layer_idx: int, *args: Any, **kwargs: Any
+    ) -> tuple[Tensor, Tensor]:
+        """Store the new keys and hand the same tensors on: attention finds its pages through
+        them.
+        """
+        forward = CURRENT.get()
+        assert forward is not None, "a PagedCache was used outside of its own forward"
+        forward.store(layer_idx, key_states, value_states)
+        return key_states, value_states
+
+
+def register() -> None:
+    """Make the name known to transformers. Calling it again changes nothing."""
+    AttentionInterface.register(NAME, attention)
+    AttentionMaskInterface.register(NAME, mask)

@@ -1,0 +1,187 @@
+"""A transformers model that reads and writes paged keys and values.
+
+Knows nothing of drafting or acceptance. Between two calls the model is exactly as its owner left
+it: the attention implementation is switched for the duration of a forward only.
+"""
+
+from __future__ import annotations
+
+import inspect
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from transformers import PretrainedConfig, PreTrainedModel
+
+from specdec.cache import PagedKV, SequenceKV
+from specdec.runtime import hook
+
+
+class NodeBatch(NamedTuple):
+    """New tree nodes of one sequence.
+
+    Attributes:
+        sequence: the sequence; the nodes become its last scratch nodes.
+        tokens: token ids ``(m,)``.
+        depths: depth of each behind the last committed token, from 0.
+        visible: bool ``(m, s + m)``: which of the s scratch nodes already there and of the new ones
+            each may see, itself included.
+        offset: int64 ``(R,)``: position = committed + depth + offset, per row of the model's
+            position ids (R = 1, or 3 or 4 for M-RoPE). ``None`` is one row of zero.
+    """
+
+    sequence: SequenceKV
+    tokens: Sequence[int]
+    depths: Sequence[int]
+    visible: Tensor
+    offset: Tensor | None = None
+
+
+class PagedModel:
+    """Runs ``model`` over pages.
+
+    Args:
+        model: a decoder-only transformers model, text-only or vision-language.
+        page_size: tokens a page.
+        max_pages: most pages; ``None`` grows as needed.
+
+    Raises:
+        ValueError: the model's attention cannot be replaced through transformers' interfaces.
+    """
+
+    def __init__(
+        self, model: PreTrainedModel, *, page_size: int = 16, max_pages: int | None = None
+    ) -> None:
+        self.model = model
+        self.kv = PagedKV(page_size, max_pages)
+        self.cache = hook.PagedCache(model.config.get_text_config(decoder=True))
+        self.seconds = 0.0  # spent inside the model's own forward
+        self._text_configs = text_attention_configs(model)
+        self._keeps_logits = "logits_to_keep" in inspect.signature(model.forward).parameters
+
+    def prefill(
+        self, inputs: Mapping[str, Any], sequences: Sequence[SequenceKV], starts: Sequence[int]
+    ) -> Tensor:
+        """Run whole prompts and commit their keys.
+
+        Args:
+            inputs: what the model's forward takes, without a cache; rows are left-padded.
+            sequences: an empty sequence per row.
+            starts: per row the number of padding tokens on its left.
+
+        Returns:
+            logits ``(B, V)`` at each row's last token.
+        """
+        ids = inputs.get("input_ids")
+        length = (ids if ids is not None else inputs["inputs_embeds"]).shape[1]
+        for sequence, start in zip(sequences, starts, strict=True):
+            self.kv.extend(sequence, range(length - start))
+        rows = [
+            hook.PrefillRow(sequence, start)
+            for sequence, start in zip(sequences, starts, strict=True)
+        ]
+        out = self._run(hook.Prefill(self.kv, rows), inputs)
+        for sequence in sequences:
+            self.kv.commit(sequence, range(len(sequence.scratch_depths)))
+        return out[:, -1]
+
+    def forward(self, batch: Sequence[NodeBatch], *, keep: Tensor | None = None) -> Tensor:
+        """Run the new nodes of all sequences in one forward; they stay as scratch.
+
+        Args:
+            batch: at most one entry per sequence.
+            keep: rows whose logits are wanted, int64 ``(K,)``; ``None`` is all.
+
+        Returns:
+            logits ``(N, V)``, or ``(K, V)``: the packed nodes in the order of ``batch``.
+
+        Raises:
+            OutOfPages: the page limit is reached; no sequence has changed.
+        """
+        grown: list[tuple[SequenceKV, int]] = []
+        try:
+            for nodes in batch:
+                self.kv.extend(nodes.sequence, nodes.depths)
+                grown.append((nodes.sequence, len(nodes.depths)))
+            inputs = self._inputs(batch)
+            if keep is not None and self._keeps_logits:
+                inputs["logits_to_keep"] = keep
+            rows = [hook.TreeRows(nodes.sequence, nodes.visible) for nodes in batch]
+            logits = self._run(hook.TreeForward(self.kv, rows), inputs)[0]
+        except BaseException:
+            for sequence, count in grown:
+                del sequence.scratch_depths[-count:]
+            raise
+        return logits if keep is None or self._keeps_logits else logits[keep]
+
+    def _inputs(self, batch: Sequence[NodeBatch]) -> dict[str, Any]:
+        tokens = [token for nodes in batch for token in nodes.tokens]
+        device = self.model.device
+        columns = []
+        for nodes in batch:
+            logical = torch.tensor(nodes.depths) + nodes.sequence.committed
+            columns.append(
+                logical[None] if nodes.offset is None else logical + nodes.offset[:, None]
+            )
+        positions = columns[0] if len(columns) == 1 else torch.cat(columns, dim=1)
+        if positions.shape[0] > 1:
+            positions = positions[:, None]
+        return {
+            "input_ids": torch.tensor([tokens], device=device),
+            "position_ids": positions.to(device),
+        }
+
+    def _run(self, forward: hook.Prefill | hook.TreeForward, inputs: Mapping[str, Any]) -> Tensor:
+        with self._hooked(forward):
+            began = time.perf_counter()
+            out = self.model(**inputs, past_key_values=self.cache, use_cache=True, return_dict=True)
+            self.seconds += time.perf_counter() - began
+        logits: Tensor = out.logits
+        return logits
+
+    @contextmanager
+    def _hooked(self, forward: hook.Prefill | hook.TreeForward) -> Iterator[None]:
+        before = [config._attn_implementation for config in self._text_configs]
+        token = hook.CURRENT.set(forward)
+        try:
+            for config in self._text_configs:
+                config._attn_implementation_internal = hook.NAME
+            yield
+        finally:
+            for config, name in zip(self._text_configs, before, strict=True):
+                config._attn_implementation_internal = name
+            hook.CURRENT.reset(token)
+
+
+def text_attention_configs(model: PreTrainedModel) -> list[PretrainedConfig]:
+    """The configs that name the attention of the text tower, and of nothing else.
+
+    Found by letting transformers switch the text tower once and seeing which configs changed; the
+    model is left as it was.
+
+    Raises:
+        ValueError: transformers would not switch it.
+    """
+    hook.register()
+    text = model.config.get_text_config(decoder=True)
+    key = next((k for k in model.config.sub_configs if getattr(model.config, k) is text), None)
+    if key is None and text is not model.config:
+        raise ValueError(f"{type(model).__name__}: its text config is not one of its sub-configs")
+    configs = {id(m.config): m.config for m in model.modules() if isinstance(m, PreTrainedModel)}
+    configs[id(text)] = text
+    before = {index: config._attn_implementation for index, config in configs.items()}
+    try:
+        model.set_attn_implementation(hook.NAME if key is None else {key: hook.NAME})
+        changed = [c for c in configs.values() if c._attn_implementation == hook.NAME]
+    finally:
+        for index, config in configs.items():
+            config._attn_implementation_internal = before[index]
+    if not any(config is text for config in changed):
+        raise ValueError(
+            f"{type(model).__name__} does not support transformers' attention interface, "
+            "so specdec cannot attach to it"
+        )
+    return changed
