@@ -42,7 +42,7 @@ from specdec.tree import (
 ALMOST_ONE = 1 - 2.0**-53
 VOCAB, LENGTH, DEPTH = 4, 3, 2
 TRIALS = 1500
-FALSE_FAILURE = 1e-11  # of one counted test; with 18 of them, of the file below 1e-9
+FALSE_FAILURE = 1e-11  # of one counted test; with 15 of them, of the file below 1e-9
 
 Accept = Callable[[DraftTree, Callable[[int], Tensor], Sequence[float]], Verdict]
 
@@ -70,7 +70,7 @@ def law_at_root(tree: DraftTree, p: Tensor) -> np.ndarray:
         if holds(ALMOST_ONE):
             return 1.0
         low, high = 0.0, 1.0
-        for _ in range(40):
+        for _ in range(37):
             middle = (low + high) / 2
             low, high = (middle, high) if holds(middle) else (low, middle)
         return low
@@ -145,9 +145,9 @@ PAIRS = {
 
 @pytest.mark.parametrize("mode", SIBLING_MODES)
 @pytest.mark.parametrize("pair", PAIRS)
-@pytest.mark.parametrize("k", [1, 2, 3])
+@pytest.mark.parametrize("k", [1, 3])
 def test_decided_token_follows_the_target_exactly(pair: str, k: int, mode: Siblings) -> None:
-    """Nothing is sampled. Tolerance: 40 bisections leave 1e-12 each, some 40 add up."""
+    """Nothing is sampled. Tolerance: 37 bisections leave 1e-11 per threshold, up to 7 add up."""
     p, q = PAIRS[pair]
     law = decided_law(p, q, k, mode)
     assert np.abs(law[: len(p)] - p.numpy()).max() < 1e-10
@@ -281,7 +281,6 @@ SHAPES = {"chain": chain(DEPTH), "tree": topology((-1, 0, 0, 0, 1, 1, 2)), "pair
 @pytest.mark.parametrize(
     ("shape", "temperature", "top_p"),
     [
-        ("chain", 1.0, 1.0),
         ("chain", 0.7, 0.8),
         ("tree", 1.0, 1.0),
         ("tree", 1.0, 0.8),
@@ -370,9 +369,7 @@ BUGS = {
     "residual not normalised": Bug("with_replacement", (("residual", unnormalised_residual),)),
     "residual of q minus p": Bug("with_replacement", (("residual", lambda p, q: residual(q, p)),)),
     "accepts with p": Bug("with_replacement", (("_accepted", lambda p, q, u: u < p),)),
-    "accepts whatever p allows": Bug("with_replacement", (("_accepted", lambda p, q, u: p > 0),)),
     "stale p for the second sibling": Bug("with_replacement", (("_decide", stale_target),)),
-    "rejected sibling stays in q": Bug("without_replacement", (("_without", lambda q, t: q),)),
     "q not renormalised": Bug("without_replacement", (("_without", unnormalised_rest),)),
     "bonus token drawn from q": Bug("with_replacement", accept=bonus_from_the_drafter),
     "deterministic taken for drawn": Bug("deterministic", amend=relabelled("with_replacement")),
