@@ -133,3 +133,22 @@ def test_draft_trees_whose_parts_disagree_are_refused() -> None:
     with pytest.raises(ValueError, match=r"q has shape \(3, 5\), expected \(2, V\)"):
         DraftTree(chain(1), (1, 2), torch.rand(3, 5), "with_replacement")
     assert len(DraftTree(chain(0), (1,), siblings="with_replacement")) == 1
+
+
+@given(nodes=st.integers(1, 30), seed=st.integers(0, 1000), end=st.integers(0, 29))
+def test_follow_walks_any_path_of_the_tree(nodes: int, seed: int, end: int) -> None:
+    """A drafter keeps the keys of the nodes it names: a cousin among them poisons its cache."""
+    shape = random_topology(nodes, seed)
+    tree = DraftTree(shape, tuple(range(100, 100 + nodes)))
+    path = shape.path(min(end, nodes - 1))[1:]
+    tokens = [tree.tokens[node] for node in path]
+    assert tuple(tree.follow(tokens)) == path
+    assert tuple(tree.follow([*tokens, -5, 101])) == path
+
+
+def test_follow_takes_the_eldest_of_equal_siblings() -> None:
+    """As acceptance does."""
+    tree = DraftTree(topology((-1, 0, 0, 1, 2)), (9, 1, 1, 0, 2))
+    assert list(tree.follow([1, 0])) == [1, 3]
+    assert list(tree.follow([1, 2])) == [1]
+    assert list(tree.follow([])) == []
