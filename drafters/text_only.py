@@ -90,12 +90,9 @@ class TextOnlyDrafter:
             for request, shape in zip(batch, shapes, strict=True)
             if len(shape) > 1
         ]
-        if live:
-            self._root_level(live)
-            for depth in range(1, max(growing.shape.depth for growing in live)):
-                self._next_level(
-                    [growing for growing in live if growing.shape.depth > depth], depth
-                )
+        self._root_level(live)
+        for depth in range(1, max((growing.shape.depth for growing in live), default=0)):
+            self._next_level([growing for growing in live if growing.shape.depth > depth], depth)
         trees = {growing.request.id: growing.finish() for growing in live}
         return [trees.get(request.id) or root_only(request.tokens[-1]) for request in batch]
 

@@ -27,7 +27,7 @@ from transformers.generation.streamers import BaseStreamer
 from transformers.generation.utils import GenerateDecoderOnlyOutput
 
 from specdec.drafters import NgramDrafter, TextOnlyDrafter, load_drafter
-from specdec.engine import Decoding, Engine, Request
+from specdec.engine import Decoding, Emission, Engine, Request
 from specdec.engine.engine import DEFAULT_SHAPE
 from specdec.interfaces import Drafter, Prompt
 from specdec.stats import AcceptanceStats
@@ -83,6 +83,7 @@ def generate(
     tree: Topology | int = DEFAULT_SHAPE,
     acceptance: str = "lossless",
     generator: torch.Generator | None = None,
+    on_emission: Callable[[Emission], None] | None = None,
     **kwargs: Any,
 ) -> Any:
     """``model.generate``, faster: the same arguments, the same returns, the same tokens.
@@ -97,6 +98,8 @@ def generate(
         acceptance: ``"lossless"``: greedy answers are those of ``model.generate``, sampled ones
             follow the same distribution.
         generator: source of randomness when sampling, on the CPU; ``None`` is torch's global one.
+        on_emission: called with every token as soon as it is decided: the row that it belongs to
+            (``request_id``), its id, and whether a drafter proposed it.
         **kwargs: as for ``model.generate``.
 
     Returns:
@@ -111,7 +114,7 @@ def generate(
     engine = _engine(model, drafter, tree)
     streamer = kwargs.pop("streamer", None)
     prepared = _prepare(model, args, kwargs)
-    return _decode(engine, prepared._replace(streamer=streamer), generator)
+    return _decode(engine, prepared._replace(streamer=streamer), generator, on_emission)
 
 
 def decoder(
@@ -244,7 +247,12 @@ def _prepare(model: PreTrainedModel, args: tuple[Any, ...], kwargs: dict[str, An
     return prepared
 
 
-def _decode(engine: Engine, prepared: Prepared, generator: torch.Generator | None) -> Any:
+def _decode(
+    engine: Engine,
+    prepared: Prepared,
+    generator: torch.Generator | None,
+    on_emission: Callable[[Emission], None] | None = None,
+) -> Any:
     """Run prepared rows to their ends and assemble what ``generate`` returns."""
     decoding = _decoding(prepared, generator)
     prompt = Prompt(prepared.input_ids, _padding(prepared), prepared.model_kwargs)
@@ -253,7 +261,10 @@ def _decode(engine: Engine, prepared: Prepared, generator: torch.Generator | Non
         requests = engine.submit(prompt, decoding)
         streamer.start()
         while engine.has_work:
-            engine.step()
+            emissions = engine.step()
+            if on_emission is not None:
+                for emission in emissions:
+                    on_emission(emission)
             streamer.advance(requests)
     finally:
         engine.close()

@@ -51,10 +51,10 @@ class PageAllocator:
         """
         if count <= 0:
             return []
-        free = self._free.count(_FREE)
-        if free < count:
-            self._grow(count - free)
         first = after + 1 if after is not None else self._start(max(count, room))
+        missing = count - self._free.count(_FREE)
+        if missing > 0:
+            self._grow(missing)
         pages: list[int] = []
         while len(pages) < count:
             page = self._free.find(_FREE, first)
@@ -85,7 +85,11 @@ class PageAllocator:
         run = _FREE * room
         start = self._free.find(run, self._cursor)
         if start < 0:
-            start = max(self._free.find(run), 0)
+            start = self._free.find(run)
+        if start < 0 and (self.limit is None or self.num_pages + room <= self.limit):
+            start = self.num_pages
+            self._grow(room)
+        start = max(start, 0)
         self._cursor = start + room
         return start
 

@@ -1,0 +1,172 @@
+"""Real families, built small: node logits and whole answers against transformers' own decoding."""
+
+from __future__ import annotations
+
+from functools import cache
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+import specdec
+from specdec.interfaces import Prompt
+from specdec.tree import DraftTree, Topology, chain, random_topology, static
+from specdec.verifiers import TransformersVerifier
+from specdec.verifiers.transformers_model import unsupported
+from support import families
+from support.fake_drafters import GuessingDrafter
+
+PROMPTS, NEW_TOKENS = 20, 24
+TREES = {"chain": chain(4), "static": static((2, 2, 1)), "random": random_topology(10, 4)}
+build = cache(families.build)
+
+
+@cache
+def answers(name: str) -> list[tuple[dict[str, Tensor], Tensor]]:
+    """Inputs of twenty prompts, one or two images each, and what ``model.generate`` answers."""
+    model, inputs = build(name)
+    pairs = []
+    for seed in range(PROMPTS):
+        given = inputs(seed, 4 + seed % 7)
+        plain = model.generate(**given, max_new_tokens=NEW_TOKENS, do_sample=False)
+        pairs.append((given, plain))
+    return pairs
+
+
+def drafter(kind: str, name: str) -> Any:
+    if kind == "ngram":
+        return "ngram"
+    if kind == "text_only":
+        return families.causal_lm(3)
+    if kind == "random":
+        return GuessingDrafter(seed=1)
+    truth = {}
+    for given, plain in answers(name):
+        prompt = given["input_ids"][0].tolist()
+        truth[tuple(prompt)] = plain[0, len(prompt) :].tolist()
+    return GuessingDrafter(truth, right=0.75, seed=2)
+
+
+@pytest.mark.parametrize("kind", ["text_only", "ngram", "random", "partly_right"])
+@pytest.mark.parametrize("tree", TREES)
+@pytest.mark.parametrize("name", families.NAMES)
+def test_greedy_answers_are_those_of_generate(name: str, tree: str, kind: str) -> None:
+    """The one property that everything else serves, in fp32, token by token: 20 prompts each."""
+    model = build(name).model
+    proposer = drafter(kind, name)
+    accepted = 0
+    for index, (given, plain) in enumerate(answers(name)):
+        out = specdec.generate(
+            model,
+            **given,
+            max_new_tokens=NEW_TOKENS,
+            do_sample=False,
+            drafter=proposer,
+            tree=TREES[tree],
+        )
+        assert out.tolist() == plain.tolist(), f"prompt {index}"
+        accepted += out.stats.num_accepted_draft_tokens
+    if kind == "partly_right":
+        assert accepted > PROMPTS * NEW_TOKENS / 3, "the test would not see a wrong commit"
+
+
+@pytest.mark.parametrize("name", families.NAMES)
+def test_answers_vary_and_depend_on_the_image(name: str) -> None:
+    """A model whose answers do not vary, or that ignores its image, would prove little above."""
+    model = build(name).model
+    distinct, changed = [], 0
+    for given, plain in answers(name):
+        length = given["input_ids"].shape[1]
+        distinct.append(len(set(plain[0, length:].tolist())))
+        swapped = given | {"pixel_values": given["pixel_values"].flip(-1) + 1.0}
+        other = model.generate(**swapped, max_new_tokens=NEW_TOKENS, do_sample=False)
+        changed += other.tolist() != plain.tolist()
+    assert sorted(distinct)[PROMPTS // 2] >= 6
+    assert changed >= PROMPTS * 3 // 4
+
+
+def path_logits(model: PreTrainedModel, given: dict[str, Tensor], tokens: list[int]) -> Tensor:
+    """Logits behind ``tokens``, fed to transformers' own decoding one by one."""
+
+    def force(batch: int, ids: Tensor) -> list[int]:
+        return [tokens[ids.shape[0] - given["input_ids"].shape[1]]]
+
+    out = model.generate(
+        **given,
+        max_new_tokens=len(tokens) + 1,
+        do_sample=False,
+        prefix_allowed_tokens_fn=lambda batch, ids: (
+            force(batch, ids) if len(ids) - given["input_ids"].shape[1] < len(tokens) else [2]
+        ),
+        eos_token_id=None,
+        return_dict_in_generate=True,
+        output_logits=True,
+    )
+    return out.logits[-1][0]
+
+
+@pytest.mark.parametrize("name", families.NAMES)
+def test_every_node_matches_plain_decoding_of_its_path(name: str) -> None:
+    """Positions (M-RoPE's jump behind an image), sliding windows and masks of tree nodes.
+
+    Relative to the logits' size, 1e-5 in fp32; seen: below 3e-6.
+    """
+    model, inputs = build(name)
+    for seed in (0, 1):
+        given = inputs(seed, 9)
+        verifier = TransformersVerifier(model)
+        prepared: Any = type(model).generate(
+            model, **given, max_new_tokens=9, custom_generate=_capture
+        )
+        handles, _ = verifier.prefill(prepared, room=40)
+        topology: Topology = random_topology(8, seed)
+        tokens = torch.randint(2, 140, (8,)).tolist()
+        with torch.no_grad():
+            logits = verifier.verify(handles, [DraftTree(topology, tuple(tokens))])
+        for node in range(8):
+            path = [tokens[ancestor] for ancestor in topology.path(node)]
+            expected = path_logits(model, given, path)
+            assert (logits[node] - expected).abs().max() <= 1e-5 * expected.abs().max()
+        verifier.release(handles[0])
+        verifier.check_integrity()
+        assert verifier.pages_taken == 0
+
+
+def _capture(
+    model: PreTrainedModel,
+    input_ids: Tensor,
+    logits_processor: Any,
+    stopping_criteria: Any,
+    generation_config: Any,
+    **model_kwargs: Any,
+) -> Prompt:
+    return Prompt(input_ids, (0,) * input_ids.shape[0], model_kwargs)
+
+
+def test_the_spec_is_read_off_the_config() -> None:
+    spec = TransformersVerifier(build("qwen2_5_vl").model).spec
+    assert (spec.vocab_size, spec.hidden_size, spec.num_layers) == (families.VOCAB, 64, 3)
+    assert spec.visual_token_ids == {families.IMAGE, 151}
+    assert spec.eos_token_ids == {families.EOS}
+    assert "Qwen2_5_VLForConditionalGeneration" in spec.name
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"is_encoder_decoder": True}, "encoder-decoder"),
+        ({"layer_types": ["full_attention", "linear_attention"]}, "linear_attention"),
+        ({"kv_lora_rank": 16}, "latent attention"),
+        ({"cross_attention_layers": [1]}, "cross-attention"),
+    ],
+    ids=["encoder_decoder", "linear", "mla", "cross"],
+)
+def test_what_cannot_be_run_is_refused_by_name(changes: dict[str, Any], reason: str) -> None:
+    model = families.causal_lm(0, layers=2)
+    for key, value in changes.items():
+        setattr(model.config, key, value)
+    assert any(reason in problem for problem in unsupported(model))
+    with pytest.raises(ValueError, match=reason):
+        TransformersVerifier(model)
