@@ -1,4 +1,4 @@
-"""A processor for `families.build("llava")`, and questions for it: words w2 … w149, 16 px images."""
+"""A processor for `families.build("llava")`, and questions for it: words w2 … w149, noise images."""
 
 from __future__ import annotations
 
@@ -6,9 +6,10 @@ from typing import Any
 
 import numpy as np
 from PIL import Image
-from support.families import EOS, IMAGE, PAD, VOCAB
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import LlavaProcessor, PreTrainedTokenizerFast, SiglipImageProcessorPil
+
+from support.families import EOS, IMAGE, PAD, VOCAB
 
 TEMPLATE = (
     "w2 {% for message in messages %}{% for part in message['content'] %}"
