@@ -1,0 +1,75 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import typer
+from typer.testing import CliRunner
+
+from specdec.drafters.loading import save_drafter
+from specdec.eval.mismatches import mismatches
+from specdec.eval.speed import speed
+from support import processors
+
+
+@pytest.fixture(scope="module")
+def folder(small: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A saved model with its processor, a saved drafter, and a suite of questions."""
+    folder = tmp_path_factory.mktemp("suite")
+    small.model.save_pretrained(folder / "lvlm")
+    small.processor.save_pretrained(folder / "lvlm")
+    save_drafter(small.drafter, folder / "drafter", verifier="small")
+    rows = []
+    for i in range(3):
+        processors.image(i).save(folder / f"{i}.png")
+        rows.append({"task": "t", "images": [f"{i}.png"], "messages": processors.messages(i)})
+    (folder / "questions.json").write_text(json.dumps(rows))
+    return folder
+
+
+def _run(command: Any, folder: Path, *options: str) -> Any:
+    app = typer.Typer()
+    app.command()(command)
+    saved = ["--model", folder / "lvlm", "--drafter", folder / "drafter", "--suite", folder]
+    return CliRunner().invoke(app, [*map(str, saved), "--max-new-tokens", "6", *options])
+
+
+def test_speed_writes_what_it_prints(folder: Path, tmp_path: Path) -> None:
+    """The whole command on saved files: gate, times, table, JSON without names of this machine's
+    folders.
+    """
+    out = tmp_path / "new" / "speed.json"
+    result = _run(
+        speed, folder, "--questions", "2", "--dtype", "fp32", "--out", str(out),
+        "--method", "text_only, chain 4", "--method", "plain",
+    )  # fmt: skip
+    assert result.exit_code == 0, result.output
+    assert "bare forwards" in result.output
+    record = json.loads(out.read_text())
+    assert len(record["results"]["fp32"]["methods"]) == 3
+    assert str(folder) not in out.read_text()
+    assert not list(out.parent.glob("*.tmp"))
+
+
+def test_mismatches_counts_every_answer_token(folder: Path, tmp_path: Path) -> None:
+    out = tmp_path / "mismatches.json"
+    result = _run(mismatches, folder, "--questions", "3", "--out", str(out))
+    assert result.exit_code == 0, result.output
+    assert json.loads(out.read_text())["total"]["tokens"] == 18
+
+
+@pytest.mark.parametrize(
+    ("options", "reason"),
+    [
+        (["--questions", "4"], "has 3"),
+        (["--suite", "nowhere"], "there are no questions"),
+        (["--model", "nowhere"], "could be loaded"),
+        (["--dtype", "int3"], "int3"),
+    ],
+)
+def test_speed_names_what_is_wrong(folder: Path, options: list[str], reason: str) -> None:
+    result = _run(speed, folder, "--questions", "2", *options)
+    assert result.exit_code == 2
+    assert reason in " ".join(result.output.replace("│", " ").split())
