@@ -25,7 +25,7 @@ INSTALL = $(PIP) install $(if $(CI)$(has_torch),--quiet) $(if $(CONSTRAINTS),--c
 
 LINKED := drafters verifiers training eval
 
-.PHONY: help demo test test-gpu dev check lint types bench train-demo links clean
+.PHONY: help demo test test-gpu dev check lint types imports wheel bench train-demo links clean
 .DEFAULT_GOAL := help
 
 help:
@@ -59,9 +59,7 @@ test-gpu: $(DEV_STAMP)
 dev: $(DEV_STAMP) links
 	@if [ -e .git ]; then $(BIN)/pre-commit install; fi
 
-check: lint types
-	$(BIN)/lint-imports
-	$(BIN)/python tests/wheel_check.py
+check: lint types imports wheel
 
 lint: $(DEV_STAMP)
 	$(BIN)/ruff check .
@@ -69,6 +67,12 @@ lint: $(DEV_STAMP)
 
 types: $(DEV_STAMP) links
 	$(BIN)/mypy
+
+imports: $(DEV_STAMP) links
+	$(BIN)/lint-imports
+
+wheel: $(DEV_STAMP)
+	$(BIN)/python tests/wheel_check.py
 
 # mypy and import-linter cannot follow setuptools' package-dir mapping; nothing at run time needs these.
 links:
