@@ -6,7 +6,7 @@ Nothing heavy is imported before a command runs, so that `specdec --help` answer
 from __future__ import annotations
 
 import sys
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from typer.core import TyperGroup
@@ -16,33 +16,36 @@ from specdec.commands import UserError
 from specdec.commands.demo import DemoCommand, demo
 from specdec.commands.doctor import doctor
 from specdec.commands.generate import generate
+from specdec.training.distill import distill
 
 
-class _Commands(TyperGroup):
+class Commands(TyperGroup):
     """Reports a user's mistake in one line; whatever else is raised is a bug and shows as one."""
 
-    def invoke(self, ctx: typer.Context) -> object:
+    def invoke(self, ctx: Any) -> Any:  # Any: whose Context it is depends on typer's release
         try:
             return super().invoke(ctx)
-        except UserError as error:
-            print(f"specdec {ctx.invoked_subcommand}: {error}", file=sys.stderr)
+        except (UserError, typer.BadParameter) as error:
+            text = error.format_message() if isinstance(error, typer.BadParameter) else str(error)
+            print(f"specdec {ctx.invoked_subcommand}: {text}", file=sys.stderr)
             raise typer.Exit(2) from error
 
 
 app = typer.Typer(
     name="specdec",
-    cls=_Commands,
+    cls=Commands,
     help="Speculative decoding for large vision-language models.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
 )
 
-# A command is a function of specdec.commands, one import above and one line here. What it needs
-# beyond typer and rich it imports when it runs.
+# A command is a function: one import above and one line here. What it needs beyond typer and rich
+# it imports when it runs.
 app.command(cls=DemoCommand)(demo)
 app.command()(generate)
 app.command()(doctor)
+app.command()(distill)
 
 
 def _print_version(wanted: bool) -> None:

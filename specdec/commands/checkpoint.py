@@ -20,14 +20,19 @@ if TYPE_CHECKING:
         ProcessorMixin,
     )
 
-    from specdec.interfaces import Drafter, VerifierSpec
-
 Kind = Literal["image-text", "text"]
 
 # What transformers' loaders raise over a folder that is not as it should be.
-_LOADING_ERRORS = (
-    OSError, ValueError, KeyError, TypeError, AttributeError, ImportError, RuntimeError,
-)  # fmt: skip
+LOADING_ERRORS = (
+    OSError,
+    ValueError,
+    KeyError,
+    TypeError,
+    AttributeError,
+    ImportError,
+    RuntimeError,
+    AssertionError,
+)
 _LOCAL = {"local_files_only": True, "trust_remote_code": False}
 
 DEMO = "demo"
@@ -93,10 +98,10 @@ def open_checkpoint(folder: Path) -> Checkpoint:
         MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING,
     )
 
-    stored = _stored_config(folder)
+    stored = stored_config(folder)
     try:
         config = AutoConfig.from_pretrained(folder, **_LOCAL)
-    except _LOADING_ERRORS as error:
+    except LOADING_ERRORS as error:
         if "auto_map" in stored:
             raise UserError(
                 f"{folder} is of model type {stored.get('model_type')!r}, which needs code of its "
@@ -124,7 +129,7 @@ def skeleton(checkpoint: Checkpoint) -> PreTrainedModel:
     try:
         with torch.device("meta"):
             model: PreTrainedModel = _auto_model(checkpoint.kind).from_config(checkpoint.config)
-    except _LOADING_ERRORS as error:
+    except LOADING_ERRORS as error:
         raise UserError(
             f"{checkpoint.folder}: transformers cannot build this model: {reason(error)}"
         ) from error
@@ -136,7 +141,10 @@ def problems(model: PreTrainedModel) -> list[str]:
     from specdec.runtime.paged_model import text_attention_configs
     from specdec.verifiers.transformers_model import unsupported
 
-    found = unsupported(model)
+    try:
+        found = unsupported(model)
+    except AttributeError as error:  # a config unlike that of any language model
+        return [f"its text tower cannot be made out: {reason(error)}"]
     if not found:
         try:
             text_attention_configs(model)
@@ -184,7 +192,7 @@ def load_model(checkpoint: Checkpoint, dtype: Any) -> PreTrainedModel:
         model, info = _auto_model(checkpoint.kind).from_pretrained(
             folder, dtype=dtype, use_safetensors=True, output_loading_info=True, **_LOCAL
         )
-    except (SafetensorError, *_LOADING_ERRORS) as error:
+    except (SafetensorError, *LOADING_ERRORS) as error:
         raise UserError(f"{folder}: its weights cannot be loaded: {reason(error)}") from error
     # transformers fills what is missing with random numbers and goes on.
     if missing := sorted(info["missing_keys"]):
@@ -208,7 +216,7 @@ def load_processor(checkpoint: Checkpoint) -> ProcessorMixin | PreTrainedTokeniz
     wanted = "processor" if checkpoint.kind == "image-text" else "tokenizer"
     try:
         processor = auto.from_pretrained(checkpoint.folder, **_LOCAL)
-    except _LOADING_ERRORS as error:
+    except LOADING_ERRORS as error:
         raise UserError(
             f"{checkpoint.folder}: its {wanted} cannot be loaded: {reason(error)}"
         ) from error
@@ -221,52 +229,13 @@ def load_processor(checkpoint: Checkpoint) -> ProcessorMixin | PreTrainedTokeniz
     return loaded
 
 
-def pick_drafter(name: str, spec: VerifierSpec, device: Any) -> Drafter | None:
-    """The drafter that `--drafter` means, checked against the verifier.
-
-    Args:
-        name: `ngram`, `none` or the folder of a saved drafter or language model.
-        spec: the verifier's.
-        device: where a drafter's model is put.
-
-    Raises:
-        UserError: there is none of that name, or it does not fit.
-    """
-    from safetensors import SafetensorError
-
-    from specdec.drafters import NgramDrafter, TextOnlyDrafter, load_drafter
-
-    if name == "none":
-        return None
-    drafter: Drafter = NgramDrafter()
-    if name != "ngram":
-        folder = Path(name)
-        if not folder.is_dir():
-            raise UserError(
-                f"--drafter {name}: no such folder; expected the folder of a saved drafter or of a "
-                "causal language model, ngram or none"
-            )
-        _stored_config(folder)
-        try:
-            drafter = load_drafter(folder)
-        except (SafetensorError, *_LOADING_ERRORS) as error:
-            raise UserError(f"--drafter {name} cannot be loaded: {reason(error)}") from error
-        if isinstance(drafter, TextOnlyDrafter):
-            drafter.model.to(device)
-    try:
-        drafter.check(spec)
-    except ValueError as error:
-        raise UserError(f"--drafter {name} does not fit: {reason(error)}") from error
-    return drafter
-
-
 def _auto_model(kind: Kind) -> Any:
     from transformers import AutoModelForCausalLM, AutoModelForImageTextToText
 
     return AutoModelForImageTextToText if kind == "image-text" else AutoModelForCausalLM
 
 
-def _stored_config(folder: Path) -> dict[str, Any]:
+def stored_config(folder: Path) -> dict[str, Any]:
     """The contents of config.json.
 
     Raises:

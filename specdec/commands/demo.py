@@ -7,7 +7,7 @@ import random
 from collections import Counter
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, NamedTuple
+from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
 import typer
 from typer.core import TyperCommand
@@ -20,11 +20,11 @@ if TYPE_CHECKING:
     from rich.console import Console
     from torch import Tensor
 
-    from specdec.commands.timing import Contestants, Pair, Summary
+    from specdec.commands.contest import Contestants
     from specdec.demo import Demo, Question
+    from specdec.eval.timing import Said
 
 DRAFTED, OWN = "cyan", "bold magenta"
-ROUNDS = 2
 DEFAULT_PICTURE = "specdec-demo.png"
 
 
@@ -38,7 +38,8 @@ class _Precision(StrEnum):
 class DemoCommand(TyperCommand):
     """Lets `--show` stand without a value, which typer's options cannot."""
 
-    def parse_args(self, ctx: typer.Context, args: list[str]) -> list[str]:
+    # Any: whose Context it is depends on typer's release.
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         given = list(args)
         if "--show" in given:
             after = given.index("--show") + 1
@@ -48,12 +49,13 @@ class DemoCommand(TyperCommand):
 
 
 class _Told(NamedTuple):
-    """A question that has been answered on the terminal, plainly afterwards."""
+    """A question that has been answered on the terminal, and then plainly."""
 
     question: Question
     inputs: dict[str, Tensor]
-    answer: list[Piece]
-    pair: Pair
+    pieces: list[Piece]
+    speculative: Said
+    plain: Said
 
 
 def demo(
@@ -85,32 +87,36 @@ def demo(
     from rich.console import Console
 
     from specdec.commands.checkpoint import quieten
-    from specdec.commands.timing import Contestants, parting, summarise
+    from specdec.commands.contest import ROUNDS, Contestants, NotEqual, report
 
     if show is not None:
         _check_picture(show)
     quieten()
     console = Console(highlight=False)
     loaded, asked = _load(assets, Precision(dtype))
-    contestants = Contestants(loaded.model, loaded.drafter, max_new_tokens)
-    _introduce(console, loaded, dtype)
     chosen = choose(asked, questions, seed)
+    _introduce(console, loaded, dtype)
+    contestants = Contestants(loaded.model, loaded.drafter, max_new_tokens)
     told = [_tell(console, number, q, loaded, contestants) for number, q in enumerate(chosen, 1)]
     if show is not None:
         _save_picture(show, told)
         console.print(f"saved {show}\n", soft_wrap=True)
 
-    # Both have run on every question by now: that was the warm-up.
-    console.print(f"[dim]timing both in turn, {ROUNDS} × each question …[/]\n")
-    pairs = contestants.pairs([one.inputs for one in told], ROUNDS)
-    compared = [(one, one.pair) for one in told]
-    compared += [(told[index // ROUNDS], pair) for index, pair in enumerate(pairs)]
-    parted = [(one, pair) for one, pair in compared if parting(pair) is not None]
-    wrong = [(one, pair) for one, pair in parted if not contestants.tied(one.inputs, pair)]
-    if wrong:
-        _report_mismatch(console, wrong, told, len(compared))
-        raise typer.Exit(1)
-    _report(console, summarise(pairs), told, len(parted), len(compared))
+    # Correctness first. Both ways have run on every question by now, which was the warm-up, too.
+    try:
+        contestants.compare([(one.inputs, one.plain, one.speculative) for one in told])
+        console.print(f"[dim]timing both in turn, {ROUNDS} × each question …[/]\n")
+        times = contestants.time([one.inputs for one in told])
+        result = contestants.compare(
+            [
+                (told[number].inputs, told[number].plain, run.said)
+                for number, run in times.speculative
+            ]
+        )
+    except NotEqual as error:
+        console.print(f"[bold red]not equal to plain decoding[/]: {error}")
+        raise typer.Exit(1) from error
+    console.print(report(times, result))
 
 
 def choose(asked: list[Question], count: int, seed: int | None) -> list[Question]:
@@ -170,21 +176,23 @@ def _tell(
     from rich.padding import Padding
     from rich.text import Text
 
-    from specdec.commands.timing import Pair
-
-    for path in question.images:
-        console.print(f"[bold]{number}[/]  {_relative(path)}", soft_wrap=True)
+    for index, path in enumerate(question.images):
+        label = f"[bold]{number}[/]  " if index == 0 else "   "
+        console.print(f"{label}{_relative(path)}", soft_wrap=True)
+    for message in question.messages[:-1]:
+        said = " ".join(part["text"] for part in message["content"] if part["type"] == "text")
+        console.print(Text(f"   {message['role']}: {said}", "dim"))
     console.print(Text(f"   {question.prompt}", "bold"))
     inputs = question.encode(loaded.processor)
-    answer: list[Piece] = []
+    told: list[Piece] = []
     shown = Text()
 
     def show(piece: Piece) -> None:
-        answer.append(piece)
+        told.append(piece)
         shown.append(piece.text, DRAFTED if piece.drafted else OWN)
 
     pieces = Pieces(loaded.processor.tokenizer, show)
-    indented = Padding(shown, (0, 0, 0, 3))
+    indented = Padding(shown, (0, 0, 0, 3), expand=False)
     # Gone at its end and printed once more, so that a pipe, where nothing is live, gets it too.
     with Live(indented, console=console, refresh_per_second=20, transient=True):
         speculative = contestants.speculative(inputs, pieces)
@@ -196,62 +204,7 @@ def _tell(
         Text(f"   on the image: {facts}\n", "dim"),
         sep="\n",
     )
-    return _Told(question, inputs, answer, Pair(contestants.plain(inputs), speculative))
-
-
-def _report(
-    console: Console, summary: Summary, told: list[_Told], parted: int, compared: int
-) -> None:
-    from rich.table import Table
-
-    stats, times = summary.stats, summary.stats.times
-    tokens = sum(len(one.pair.plain.tokens) for one in told)
-    equal = f"[bold green]yes[/]   {tokens} tokens in {len(told)} answers, {compared} comparisons"
-    if parted:
-        equal = (
-            f"[yellow]up to ties[/]   {parted} of {compared} comparisons part where two tokens are "
-            "equally good to bf16; in fp32 none does"
-        )
-    step = times.step
-    table = Table(box=None, show_header=False, padding=(0, 2, 0, 0))
-    table.add_column(style="dim", no_wrap=True)
-    for name, value in (
-        ("equal to plain decoding", equal),
-        (
-            "mean acceptance length τ",
-            f"[bold]{stats.mean_acceptance_length:.2f}[/] tokens per step of the large model",
-        ),
-        ("acceptance rate", f"{stats.draft_acceptance_rate:.0%} of the drafted tokens"),
-        ("transformers generate", f"{summary.plain_ms:.2f} ms/token"),
-        ("specdec", f"{summary.speculative_ms:.2f} ms/token"),
-        (
-            "speedup",
-            f"[bold]{summary.speedup:.2f}×[/]   median of {ROUNDS * len(told)} paired ratios, "
-            f"{summary.slowest:.2f}× to {summary.fastest:.2f}×",
-        ),
-        (
-            "a step's time",
-            f"draft {times.draft / step:.0%} · verify {times.verify / step:.0%} · "
-            f"accept {times.accept / step:.0%} · commit {times.commit / step:.0%}",
-        ),
-        ("outside the two models", f"{times.overhead:.0%} of a step"),
-    ):
-        table.add_row(name, value)
-    console.print(table)
-
-
-def _report_mismatch(
-    console: Console, wrong: list[tuple[_Told, Pair]], told: list[_Told], compared: int
-) -> None:
-    from specdec.commands.timing import parting
-
-    one, pair = wrong[0]
-    number = told.index(one) + 1
-    console.print(
-        f"[bold red]not equal to plain decoding[/]: {len(wrong)} of {compared} comparisons, first "
-        f"in question {number} at token {parting(pair)}. No speed is shown for a wrong answer; "
-        "please report this."
-    )
+    return _Told(question, inputs, told, speculative, contestants.plain(inputs))
 
 
 def _check_picture(path: Path) -> None:
@@ -269,7 +222,7 @@ def _check_picture(path: Path) -> None:
 def _save_picture(path: Path, told: list[_Told]) -> None:
     from specdec.commands.picture import Panel, draw
 
-    panels = [Panel(one.question.images, one.question.prompt, one.answer) for one in told]
+    panels = [Panel(one.question.images, one.question.prompt, one.pieces) for one in told]
     draw(panels).save(path)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.metadata
 import platform
+import re
 from collections import Counter
 from typing import TYPE_CHECKING, Annotated, NamedTuple
 
@@ -68,8 +69,7 @@ def versions() -> list[Finding]:
         Finding("specdec", specdec.__version__, True),
     ]
     for requirement in _requirements():
-        name = requirement.split(";")[0].split("[")[0].split("<")[0].split(">")[0].split("=")[0]
-        name = name.strip()
+        name = re.split(r"[^\w.-]", requirement, maxsplit=1)[0]
         try:
             installed = importlib.metadata.version(name)
         except importlib.metadata.PackageNotFoundError:
@@ -108,18 +108,15 @@ def model_findings(checkpoint: Checkpoint, model: PreTrainedModel) -> list[Findi
     from specdec.commands.checkpoint import load_processor, problems, weight_problems
     from specdec.verifiers.transformers_model import read_spec
 
-    text = model.config.get_text_config(decoder=True)
-    layers = Counter(get_layer_types_and_kwargs(text)[0])
-    found = [
-        Finding("class", type(model).__name__),
-        Finding("text tower", ", ".join(f"{n} × {kind}" for kind, n in sorted(layers.items()))),
-    ]
+    found = [Finding("class", type(model).__name__)]
     if hindrances := problems(model):
         return [*found, *(Finding("supported", f"no: {why}", False) for why in hindrances)]
+    layers = Counter(get_layer_types_and_kwargs(model.config.get_text_config(decoder=True))[0])
     spec = read_spec(model)
     visual = ", ".join(map(str, sorted(spec.visual_token_ids))) or "none: it takes text only"
     found += [
         Finding("supported", "yes", True),
+        Finding("text tower", ", ".join(f"{n} × {kind}" for kind, n in sorted(layers.items()))),
         Finding("vocabulary", f"{spec.vocab_size} tokens"),
         Finding("visual tokens", visual),
     ]
@@ -150,7 +147,7 @@ def _report_model(console: Console, name: str, drafter: str | None) -> list[Find
 
 def drafter_findings(name: str, spec: VerifierSpec) -> list[Finding]:
     """What a drafter is and whether it fits."""
-    from specdec.commands.checkpoint import pick_drafter
+    from specdec.commands.drafting import pick_drafter
 
     try:
         drafter = pick_drafter(name, spec, "cpu")
@@ -161,11 +158,11 @@ def drafter_findings(name: str, spec: VerifierSpec) -> list[Finding]:
 
 
 def _requirements() -> list[str]:
-    """What specdec requires, extras aside; nothing if it runs without being installed."""
+    """What specdec requires, extras aside. The bounds are known only where it is installed."""
     try:
         listed = importlib.metadata.requires(_DISTRIBUTION) or []
     except importlib.metadata.PackageNotFoundError:
-        return []
+        return ["torch", "transformers", "tokenizers", "safetensors"]
     return [requirement for requirement in listed if "extra ==" not in requirement]
 
 

@@ -8,7 +8,6 @@ class UserError(Exception):
 
 
 def reason(error: BaseException) -> str:
-    """The first sentence or line of somebody else's error message, for use inside of ours."""
-    lines = str(error).strip().splitlines()
-    text = lines[0].strip() if lines else type(error).__name__
+    """Somebody else's error message on one line, cut where it rambles, for use inside of ours."""
+    text = " ".join(str(error).split()) or type(error).__name__
     return text if len(text) <= 240 else text[:237] + "..."

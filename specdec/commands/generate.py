@@ -28,7 +28,8 @@ class _Loaded(NamedTuple):
 
     @property
     def tokenizer(self) -> PreTrainedTokenizerBase:
-        tokenizer: PreTrainedTokenizerBase = getattr(self.processor, "tokenizer", self.processor)
+        whole: Any = self.processor
+        tokenizer: PreTrainedTokenizerBase = getattr(whole, "tokenizer", whole)
         return tokenizer
 
 
@@ -120,6 +121,7 @@ def _sampling(temperature: float, top_p: float | None, seed: int | None) -> dict
 
 def _load(name: str, drafter: str | None, dtype: Precision, *, with_images: bool) -> _Loaded:
     from specdec.commands import checkpoint as checkpoints
+    from specdec.commands.drafting import pick_drafter
     from specdec.drafters import TextOnlyDrafter
     from specdec.verifiers.transformers_model import read_spec
 
@@ -132,7 +134,7 @@ def _load(name: str, drafter: str | None, dtype: Precision, *, with_images: bool
         )
     processor = checkpoints.load_processor(checkpoint)
     model = checkpoints.load_model(checkpoint, dtype.dtype)
-    chosen = checkpoints.pick_drafter(drafter or default, read_spec(model), model.device)
+    chosen = pick_drafter(drafter or default, read_spec(model), model.device)
     if name == checkpoints.DEMO and isinstance(chosen, TextOnlyDrafter):
         chosen.model.float()  # as specdec.demo.load has it
     return _Loaded(model, processor, chosen)
@@ -140,8 +142,6 @@ def _load(name: str, drafter: str | None, dtype: Precision, *, with_images: bool
 
 def _answer(loaded: _Loaded, inputs: dict[str, Tensor], **how: Any) -> AcceptanceStats:
     """Write the answer to standard output while it is made; what speculation achieved."""
-    import torch
-
     import specdec
 
     def show(piece: Piece) -> None:
@@ -149,15 +149,10 @@ def _answer(loaded: _Loaded, inputs: dict[str, Tensor], **how: Any) -> Acceptanc
         sys.stdout.flush()
 
     model = loaded.model
-    placed = {
-        # Pixels come as float32; ids and masks keep their type.
-        name: value.to(model.device, model.dtype if value.is_floating_point() else None)
-        for name, value in inputs.items()
-        if isinstance(value, torch.Tensor)
-    }
+    how |= {name: _place(value, model) for name, value in inputs.items()}
     pieces = Pieces(loaded.tokenizer, show)
     try:
-        out = specdec.generate(model, drafter=loaded.drafter, on_emission=pieces, **placed, **how)
+        out = specdec.generate(model, drafter=loaded.drafter, on_emission=pieces, **how)
     except ValueError as error:
         # What cannot be done is refused before the first token; after it, an error is a bug.
         if pieces.tokens:
@@ -167,6 +162,15 @@ def _answer(loaded: _Loaded, inputs: dict[str, Tensor], **how: Any) -> Acceptanc
     sys.stdout.write("\n")
     stats: AcceptanceStats = out.stats
     return stats
+
+
+def _place(value: Any, model: PreTrainedModel) -> Any:
+    """A model input on the model's device; pixels come in float32 and take its type, too."""
+    import torch
+
+    if not isinstance(value, torch.Tensor):
+        return value
+    return value.to(model.device, model.dtype if value.is_floating_point() else None)
 
 
 def _note(text: str) -> None:

@@ -37,13 +37,15 @@ def answer_room(model: PreTrainedModel, inputs: dict[str, Tensor], wanted: int) 
     """How many tokens an answer may have: those wanted, or what the prompt leaves of the context.
 
     Raises:
-        UserError: nothing.
+        UserError: there is no prompt, or no room behind it.
     """
     from specdec.verifiers.transformers_model import read_spec
 
     ids = inputs["input_ids"][0].tolist()
+    if not ids:
+        raise UserError("the prompt has no tokens; say something")
     text = model.config.get_text_config(decoder=True)
-    context = getattr(text, "max_position_embeddings", None)
+    context: int | None = getattr(text, "max_position_embeddings", None)
     if not context:
         return wanted
     if len(ids) >= context:
