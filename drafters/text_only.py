@@ -57,6 +57,7 @@ class TextOnlyDrafter:
         self._vocab_size = model.config.get_text_config(decoder=True).vocab_size
         self._limit = self._vocab_size
         self._visual: frozenset[int] = frozenset()
+        self._never: list[int] = []  # visual tokens, within the vocabulary
         self._states: dict[int, _State] = {}
 
     @property
@@ -79,6 +80,7 @@ class TextOnlyDrafter:
             )
         self._visual = verifier.visual_token_ids
         self._limit = min(self._vocab_size, verifier.vocab_size)
+        self._never = [token for token in self._visual if token < self._limit]
 
     @torch.no_grad()
     def propose(self, batch: Sequence[DraftRequest], shape: Topology) -> list[DraftTree]:
@@ -162,6 +164,8 @@ class TextOnlyDrafter:
     def _choose(self, parents: Sequence[tuple[_Growing, int]], logits: Tensor) -> None:
         """Give each parent its children, from its row of ``logits (len(parents), V)``."""
         logits = logits[:, : self._limit].float()
+        if self._never:
+            logits[:, self._never] = -torch.inf
         widest = max(len(growing.shape.children[node]) for growing, node in parents)
         greedy = [row for row, (growing, _) in enumerate(parents) if growing.temperature == 0]
         if greedy:

@@ -1,0 +1,53 @@
+"""Saved drafters."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from specdec.drafters import TextOnlyDrafter, load_drafter
+from specdec.drafters.loading import CONFIG_NAME, save_drafter
+from support import families
+
+
+def test_a_saved_drafter_comes_back(tmp_path: Path) -> None:
+    model = families.causal_lm(0)
+    save_drafter(model, tmp_path / "drafter", verifier="a verifier", seed=3)
+    loaded = load_drafter(tmp_path / "drafter", families.causal_lm(1, layers=2))
+    assert isinstance(loaded, TextOnlyDrafter)
+    for name, weight in model.state_dict().items():
+        assert torch.equal(weight, loaded.model.state_dict()[name])
+    facts = json.loads((tmp_path / "drafter" / CONFIG_NAME).read_text())
+    assert (facts["kind"], facts["verifier"], facts["seed"]) == ("text_only", "a verifier", 3)
+
+
+def test_any_causal_language_model_drafts(tmp_path: Path) -> None:
+    families.causal_lm(0).save_pretrained(tmp_path)
+    assert isinstance(load_drafter(tmp_path), TextOnlyDrafter)
+
+
+@pytest.mark.parametrize(
+    ("contents", "message"),
+    [
+        ('{"kind": "eagle", "format_version": 1}', "kind 'eagle'"),
+        ('{"kind": "text_only", "format_version": 9}', "format 9"),
+        ("{", "not JSON"),
+    ],
+    ids=["kind", "version", "broken"],
+)
+def test_what_cannot_be_read_is_refused(tmp_path: Path, contents: str, message: str) -> None:
+    families.causal_lm(0).save_pretrained(tmp_path)
+    (tmp_path / CONFIG_NAME).write_text(contents)
+    with pytest.raises(ValueError, match=message):
+        load_drafter(tmp_path)
+
+
+def test_weights_in_another_format_are_refused(tmp_path: Path) -> None:
+    """A pickle executes what it likes when it is loaded."""
+    families.causal_lm(0).save_pretrained(tmp_path)
+    (tmp_path / "model.safetensors").rename(tmp_path / "pytorch_model.bin")
+    with pytest.raises(ValueError, match="no drafter could be loaded"):
+        load_drafter(tmp_path)
