@@ -85,7 +85,8 @@ def _print(console: Console, dtype: str, result: Mapping[str, Any]) -> None:
     console.print(table)
     costs = result["forward_ms"]
     console.print(
-        f"bare forwards: verifier {costs['verifier_one']:.2f} ms for one token, "
+        f"bare forwards: verifier {costs['prefill']:.1f} ms for a prompt, "
+        f"{costs['verifier_one']:.2f} ms for one token, "
         f"{costs['verifier_nodes']:.2f} ms for {costs['nodes']}; "
         f"drafter {costs['drafter_one']:.2f} ms for one"
     )

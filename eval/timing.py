@@ -164,10 +164,11 @@ def ratio(
 
 
 class ForwardCosts(NamedTuple):
-    """Median milliseconds of a bare forward behind a prompt: the verifier's over one token and over
-    ``nodes`` tokens, the drafter's over one.
+    """Median milliseconds of bare forwards: the verifier's over a prompt with its images, over one
+    token and over ``nodes`` tokens behind it, the drafter's over one.
     """
 
+    prefill: float
     verifier_one: float
     verifier_nodes: float
     drafter_one: float
@@ -184,27 +185,33 @@ def forward_costs(
     repeats: int = 3,
 ) -> ForwardCosts:
     """Time the forwards that every method is made of, through transformers' own cache."""
-    times: dict[str, list[float]] = {"one": [], "nodes": [], "drafter": []}
+    times: dict[str, list[float]] = {"prefill": [], "one": [], "nodes": [], "drafter": []}
 
-    def timed(name: str, network: PreTrainedModel, cache: DynamicCache, count: int) -> None:
+    @contextmanager
+    def timed(name: str) -> Iterator[None]:
+        began = time.perf_counter()
+        yield
+        times[name].append(1000 * (time.perf_counter() - began))
+
+    def steps(name: str, network: PreTrainedModel, cache: DynamicCache, count: int) -> None:
         ids = torch.full((1, count), 7, device=network.device)
         for _ in range(repeats):
-            began = time.perf_counter()
-            network(input_ids=ids, past_key_values=cache, use_cache=True)
-            times[name].append(1000 * (time.perf_counter() - began))
+            with timed(name):
+                network(input_ids=ids, past_key_values=cache, use_cache=True)
             cache.crop(-count)
 
     for inputs in asked:
         cache, draft_cache = DynamicCache(), DynamicCache()
-        model(**inputs, past_key_values=cache, use_cache=True)
+        with timed("prefill"):
+            model(**inputs, past_key_values=cache, use_cache=True, logits_to_keep=1)
         text = [token for token in inputs["input_ids"][0].tolist() if token not in visual]
         ids = torch.tensor([text], device=drafter.device)
         drafter(input_ids=ids, past_key_values=draft_cache, use_cache=True)
-        timed("one", model, cache, 1)
-        timed("nodes", model, cache, nodes)
-        timed("drafter", drafter, draft_cache, 1)
-    medians = {name: statistics.median(values) for name, values in times.items()}
-    return ForwardCosts(medians["one"], medians["nodes"], medians["drafter"], nodes)
+        steps("one", model, cache, 1)
+        steps("nodes", model, cache, nodes)
+        steps("drafter", drafter, draft_cache, 1)
+    prefill, one, several, draft = (statistics.median(values) for values in times.values())
+    return ForwardCosts(prefill, one, several, draft, nodes)
 
 
 @contextmanager

@@ -13,7 +13,7 @@ import json
 import os
 import shutil
 import time
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -45,7 +45,8 @@ class Plan:
         asking: prompts that are answered together.
         max_new_tokens: longest answer.
         held_out: prompts to measure on.
-        dtype: of the verifier; ``auto`` is that of its weights.
+        dtype: of the verifier; ``auto`` is that of its weights. Batches of prompts are mostly
+            matrix products, which many CPUs do several times faster in float32 than in bfloat16.
         size: the drafter's geometry.
         recipe: how it is trained; its minutes are settled when the answers are there.
     """
@@ -126,7 +127,9 @@ def run(plan: Plan, out: Path, *, resume: bool = False) -> dict[str, Any]:
 
     facts: dict[str, Any] = {
         "parameters": model.num_parameters(),
-        "plan": {**plan.to_dict(), "verifier": _name(plan.verifier), "data": plan.data and "own"},
+        "plan": replace(
+            plan, verifier=_name(plan.verifier), data=plan.data and "own", recipe=recipe
+        ).to_dict(),
         "answers": len(examples),
         "answer_tokens": tokens,
         "answer_minutes": round(seconds / 60, 2),
@@ -203,10 +206,8 @@ def _claim(plan: Plan, out: Path, work: Path, resume: bool) -> None:
 
 def _settled(plan: Plan, answering: float) -> Recipe:
     """The recipe with the time that ``answering`` seconds left for training."""
-    from dataclasses import replace
-
-    left = plan.minutes * (1 - MEASURING) - answering / 60
-    return replace(plan.recipe, minutes=max(left, 0.1 * plan.minutes))
+    left = max(plan.minutes * (1 - MEASURING) - answering / 60, 0.1 * plan.minutes)
+    return replace(plan.recipe, minutes=round(left, 2))
 
 
 def _teacher(plan: Plan) -> Teacher:
@@ -267,7 +268,7 @@ def distill(
     asking: Annotated[int, typer.Option(min=1, help="Prompts answered together.")] = 64,
     max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest answer.")] = 160,
     held_out: Annotated[int, typer.Option(min=1, help="Prompts to measure on.")] = 34,
-    dtype: Annotated[str, typer.Option(help="Of the verifier: auto, float32, bfloat16.")] = "auto",
+    dtype: Annotated[str, typer.Option(help="Of the verifier: auto, float32, …")] = "float32",
     layers: Annotated[int, typer.Option(min=1, help="Layers of the drafter.")] = 2,
     hidden: Annotated[int, typer.Option(min=8, help="Its width.")] = 128,
     intermediate: Annotated[int, typer.Option(min=8, help="Width of its MLP.")] = 384,
