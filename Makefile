@@ -69,7 +69,7 @@ types: $(DEV_STAMP) links
 	$(BIN)/mypy
 
 imports: $(DEV_STAMP) links
-	$(BIN)/lint-imports
+	$(BIN)/lint-imports --no-logo
 
 wheel: $(DEV_STAMP)
 	$(BIN)/python tests/wheel_check.py
