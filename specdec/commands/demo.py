@@ -163,9 +163,11 @@ def _introduce(console: Console, loaded: Demo, dtype: str) -> None:
     console.print(
         f"[bold]{type(model).__name__}[/], {size(model)}, {dtype}, on {threads} CPU "
         f"thread{'s' * (threads != 1)}\n"
-        f"drafter: {type(drafter).__name__}, {size(drafter)}, fp32; it never sees an image\n"
-        f"[{DRAFTED}]drafted and accepted[/]   [{OWN}]the model's own[/]\n"
+        f"drafter: {type(drafter).__name__}, {size(drafter)}, fp32; it never sees an image"
     )
+    if console.color_system is not None and not console.no_color:
+        console.print(f"[{DRAFTED}]drafted and accepted[/]   [{OWN}]the model's own[/]")
+    console.print()
 
 
 def _tell(
@@ -199,11 +201,8 @@ def _tell(
         pieces.end()
     console.print(indented)
     facts = ", ".join(f"{name} {value}" for name, value in question.fields.items())
-    console.print(
-        Text(f"   {pieces.num_drafted} of {len(pieces.tokens)} tokens drafted", "dim"),
-        Text(f"   on the image: {facts}\n", "dim"),
-        sep="\n",
-    )
+    below = f"{pieces.num_drafted} of {len(pieces.tokens)} tokens drafted\non the image: {facts}\n"
+    console.print(Padding(Text(below, "dim"), (0, 0, 0, 3), expand=False))
     return _Told(question, inputs, told, speculative, contestants.plain(inputs))
 
 

@@ -11,7 +11,7 @@ from PIL import Image, ImageDraw, ImageFont
 from specdec.commands.stream import Piece
 
 DRAFTED, OWN, INK, PALE = "#0b7285", "#c2255c", "#212529", "#868e96"
-_SIDE, _GAP, _TEXT_WIDTH, _SIZE = 256, 16, 560, 15
+_SIDE, _GAP, _TEXT_WIDTH, _SIZE = 192, 16, 560, 15
 _LINE = _SIZE + 7
 
 Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
@@ -103,3 +103,4 @@ def _paste(picture: Image.Image, path: Path, x: int, y: int) -> None:
         size = (max(1, round(image.width * scale)), max(1, round(image.height * scale)))
         # Whole pixels stay visible: the images are tiny, and that is what the model sees.
         picture.paste(image.convert("RGB").resize(size, Image.Resampling.NEAREST), (x, y))
+    ImageDraw.Draw(picture).rectangle((x - 1, y - 1, x + size[0], y + size[1]), outline=PALE)

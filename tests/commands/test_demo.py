@@ -101,7 +101,7 @@ def test_picture(
     assert result.exit_code == 0, result.stdout + result.stderr
     assert f"saved {name}" in result.stdout
     with Image.open(tmp_path / name) as picture:
-        assert picture.width > picture.height > 100
+        assert picture.width > picture.height > 192
 
 
 @pytest.mark.parametrize(
