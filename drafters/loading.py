@@ -7,6 +7,7 @@ from os import PathLike
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from specdec.drafters.text_only import TextOnlyDrafter
@@ -33,11 +34,17 @@ def load_drafter(path: str | PathLike[str], model: PreTrainedModel | None = None
     if version != FORMAT_VERSION:
         raise ValueError(f"{path}: drafter format {version}, this specdec reads {FORMAT_VERSION}")
     try:
-        language_model = AutoModelForCausalLM.from_pretrained(
-            path, dtype="auto", use_safetensors=True
-        ).eval()
-    except OSError as error:
+        language_model, report = AutoModelForCausalLM.from_pretrained(
+            path, dtype="auto", use_safetensors=True, output_loading_info=True
+        )
+    except (OSError, SafetensorError) as error:
         raise ValueError(f"{path}: no drafter could be loaded: {error}") from error
+    if missing := sorted(report["missing_keys"]):
+        raise ValueError(
+            f"{path}: the weights lack {', '.join(missing)}; transformers would have filled them "
+            "with random numbers"
+        )
+    language_model.eval()
     if model is not None:
         language_model = language_model.to(model.device)
     return TextOnlyDrafter(language_model)

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from specdec.drafters import TextOnlyDrafter, load_drafter
 from specdec.drafters.loading import CONFIG_NAME, save_drafter
@@ -42,6 +43,23 @@ def test_what_cannot_be_read_is_refused(tmp_path: Path, contents: str, message: 
     families.causal_lm(0).save_pretrained(tmp_path)
     (tmp_path / CONFIG_NAME).write_text(contents)
     with pytest.raises(ValueError, match=message):
+        load_drafter(tmp_path)
+
+
+def test_missing_weights_are_refused(tmp_path: Path) -> None:
+    """transformers draws what is missing at random and only warns."""
+    families.causal_lm(0).save_pretrained(tmp_path)
+    weights = load_file(tmp_path / "model.safetensors")
+    del weights["model.norm.weight"]
+    save_file(weights, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(ValueError, match=r"lack model\.norm\.weight"):
+        load_drafter(tmp_path)
+
+
+def test_a_damaged_file_is_refused(tmp_path: Path) -> None:
+    families.causal_lm(0).save_pretrained(tmp_path)
+    (tmp_path / "model.safetensors").write_bytes(b"no weights")
+    with pytest.raises(ValueError, match="no drafter could be loaded"):
         load_drafter(tmp_path)
 
 
