@@ -13,45 +13,9 @@ from __future__ import annotations
 import torch
 from transformers import LlavaForConditionalGeneration, PreTrainedTokenizerFast
 
-from specdec.training import lvlm, render, scenes, sight
+from specdec.training import gaze, lvlm, render, sight
 
 COPY = 0.4  # strength of the initial copying
-
-
-def _words() -> dict[str, list[tuple[str, int]]]:
-    """For every fact word the classes that it names, as (head, class)."""
-    words: dict[str, list[tuple[str, int]]] = {}
-
-    def name(word: str, head: str, index: int) -> None:
-        words.setdefault(word, []).append((head, index))
-
-    for i, color in enumerate(scenes.COLORS):
-        name(color, "color", i + 1)
-    for i, thing in enumerate(render.NAMES):
-        name(thing, "name", i + 1)
-    for i, letter in enumerate(scenes.COLUMNS):
-        name(letter, "head", i + 1)
-    for digit in range(10):
-        name(str(digit), "ones", digit + 1)
-        name(str(digit), "tens", digit + 1)
-    for index, ways in enumerate((("top", "upper"), (), ("bottom", "lower"))):
-        for way in ways:
-            name(way, "row", index + 1)
-    name("left", "col", 1)
-    name("right", "col", 3)
-    return words
-
-
-def evidence(tokenizer: PreTrainedTokenizerFast) -> torch.Tensor:
-    """For every token and head the class that the token names, else -2; (vocabulary, heads)."""
-    table = torch.full((lvlm.VOCABULARY, len(render.HEADS)), -2)
-    for word, classes in _words().items():
-        for form in (word, " " + word):
-            ids = tokenizer.encode(form, add_special_tokens=False)
-            if len(ids) == 1:
-                for head, index in classes:
-                    table[ids[0], list(render.HEADS).index(head)] = index
-    return table
 
 
 @torch.no_grad()
@@ -61,7 +25,7 @@ def align(
     """Set the decoder's embeddings of fact words and its attention; leaves the tower alone."""
     readers = dict(zip(render.HEADS, heads.read.weight.split(heads.sizes), strict=True))
     table = model.model.language_model.embed_tokens.weight
-    for word, classes in _words().items():
+    for word, classes in gaze.fact_words().items():
         direction = torch.zeros(table.shape[1])
         for head, index in classes:
             reader = readers[head] - readers[head][1:].mean(0)

@@ -12,12 +12,10 @@ import torch.nn.functional as F
 from torch import nn
 from torch.utils.data import DataLoader
 from transformers import LlavaForConditionalGeneration, LlavaProcessor
-from transformers.models.qwen2.modeling_qwen2 import Qwen2DecoderLayer
 
-from specdec.training import align, assess, lvlm, optim, packing, sight
+from specdec.training import assess, gaze, lvlm, optim, packing, sight
 
 MUON_LR, ADAM_LR = 0.02, 3e-3
-GUIDED = (2, 4, 6)  # layers whose first head is told where to look
 GUIDANCE = 0.3  # weight of that beside the language loss
 DENSE = 0.1  # weight of the tower's dense labels beside the language loss
 
@@ -37,13 +35,13 @@ FULL = Stage("full", packing.Mix(rows=4, brief=4, full=4), 1 << 26)
 def loss_of(
     model: LlavaForConditionalGeneration,
     batch: packing.Batch,
-    named: torch.Tensor,
+    named: gaze.Names,
     heads: sight.Heads | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Weighted next-token loss of a packed batch, and how badly the guided heads look (see `gaze`).
 
     With `heads` the tower learns too, kept to its reading by the dense labels of stage 1; without,
-    tower and projector get no gradient. `named` is `align.evidence`.
+    tower and projector get no gradient. `named` is `gaze.names`.
     """
     language = model.model.language_model
     embeds = language.embed_tokens(batch.ids)
@@ -51,10 +49,10 @@ def loss_of(
         seen = lvlm.visual(model, lvlm.pixels(batch.images.numpy()))
     hidden = embeds.masked_scatter((batch.ids == lvlm.IMAGE)[..., None], seen)
     mask, turned = packing.block_mask(batch.segments), language.rotary_emb(hidden, batch.positions)
-    looks = []
+    aims, looks = gaze.aims(batch, named), []
     for i, layer in enumerate(language.layers):
-        if i in GUIDED:
-            looks.append(gaze(layer, hidden, turned, batch, named))
+        if i in gaze.GUIDED:
+            looks.append(gaze.missed(layer, hidden, turned, aims))
         hidden = layer(hidden, attention_mask=mask, position_embeddings=turned)
     hidden = language.norm(hidden)
     # The token before a loss token is always of the same branch: a question comes first.
@@ -67,53 +65,6 @@ def loss_of(
     if heads is not None:
         loss = loss + DENSE * sight.loss_of(heads(seen), batch.labels)
     return loss, torch.stack(looks).mean()
-
-
-def gaze(
-    layer: Qwen2DecoderLayer,
-    hidden: torch.Tensor,
-    turned: tuple[torch.Tensor, torch.Tensor],
-    batch: packing.Batch,
-    named: torch.Tensor,
-) -> torch.Tensor:
-    """How badly the first head of a layer looks for what is said next: a mean negative log share
-    of attention.
-
-    Before a fact word the head should attend, among the patches of the image and the token itself,
-    to patches that show that word. Only rows with one image count.
-    """
-    start, end = 2, 2 + lvlm.VISUAL_TOKENS  # the image's place in every row
-    single = (batch.ids == lvlm.IMAGE).sum(1) == lvlm.VISUAL_TOKENS
-    first = (
-        (batch.ids == lvlm.IMAGE).sum(1).div(lvlm.VISUAL_TOKENS, rounding_mode="floor").cumsum(0)
-    )
-    fact = (batch.weights[:, 1:] == packing.FACT_WEIGHT) & single[:, None]
-    rows, columns = fact.nonzero(as_tuple=True)
-    classes = named[batch.ids[rows, columns + 1]]  # (facts, heads)
-    shown = (batch.labels[first[rows] - 1] == classes[..., None]).any(1)  # (facts, 144)
-    useful = shown.any(1)
-    rows, columns, shown = rows[useful], columns[useful], shown[useful]
-    attention, normed = layer.self_attn, layer.input_layernorm(hidden)
-    size = attention.head_dim
-
-    def turn(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
-        left, right = x.chunk(2, -1)
-        return x * cos + torch.cat([-right, left], -1) * sin
-
-    cos, sin = turned
-    key_weight, key_bias = attention.k_proj.weight[:size], attention.k_proj.bias[:size]
-    query_weight, query_bias = attention.q_proj.weight[:size], attention.q_proj.bias[:size]
-    own, own_cos, own_sin = normed[rows, columns], cos[rows, columns], sin[rows, columns]
-    queries = turn(F.linear(own, query_weight, query_bias), own_cos, own_sin)
-    itself = turn(F.linear(own, key_weight, key_bias), own_cos, own_sin)
-    keys = turn(
-        F.linear(normed[:, start:end], key_weight, key_bias), cos[:, start:end], sin[:, start:end]
-    )
-    scores = torch.einsum("fd,fkd->fk", queries, keys[rows])
-    scores = torch.cat([scores, (queries * itself).sum(-1, keepdim=True)], 1) * size**-0.5
-    shares = scores.log_softmax(-1)[:, :-1].masked_fill(~shown, -torch.inf)
-    looked: torch.Tensor = -shares.logsumexp(-1).mean()
-    return looked
 
 
 def train(
@@ -153,7 +104,7 @@ def train(
     loader = iter(DataLoader(packs, batch_size=None, num_workers=1, prefetch_factor=8))
     start, saved, assessed = time.time() - spent * 60, time.time(), time.time()
     running, looking = 0.0, 0.0
-    named = align.evidence(processor.tokenizer)
+    named = gaze.names(processor.tokenizer)
     while True:
         spent = (time.time() - start) / 60
         done = spent >= minutes
