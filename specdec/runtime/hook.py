@@ -194,6 +194,10 @@ def attention(
             module, query, key, value, attention_mask, scaling=scaling, **kwargs
         )
         return out, None
+    if attention_mask is None and query.shape[2] > 1:  # what sdpa calls is_causal
+        attention_mask = torch.ones(
+            query.shape[2], key.shape[2], dtype=torch.bool, device=query.device
+        ).tril_(key.shape[2] - query.shape[2])[None, None]
     dense = dense_attention(
         query, key, value, attention_mask, scale=scale, softcap=softcap, sinks=s_aux
     )
@@ -205,7 +209,6 @@ def mask(*, mask_function: Callable[..., Tensor], **kwargs: Any) -> Tensor | Non
     forward = CURRENT.get()
     if isinstance(forward, TreeForward):
         return forward.mask(mask_function, kwargs["dtype"], kwargs["device"])
-    kwargs["allow_is_causal_skip"] = False
     result: Tensor | None = sdpa_mask(mask_function=mask_function, **kwargs)
     return result
 
