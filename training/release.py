@@ -149,13 +149,14 @@ def main() -> None:
     asked = target.held_out(args.answers * len(args.tasks), GRADE_SEED, args.tasks)
     table = assess.grade(asked, assess.answer(model, processor, asked))
     shipped = [task for task, a in table.items() if a.exact >= EXACT * a.answers]
+    story = args.story.read_text().strip()
+    text = card(table, shipped, story, sum(p.numel() for p in model.parameters()))
+    print(text, flush=True)
+    if not shipped:
+        raise SystemExit(f"nothing to ship: no task reaches {EXACT:.0%} exact")
     write_questions(questions(tuple(shipped), args.images), args.assets)
     shutil.copytree(args.model, args.assets / "lvlm", dirs_exist_ok=True)
-    story = args.story.read_text().strip()
-    parameters = sum(p.numel() for p in model.parameters())
-    text = card(table, shipped, story, parameters)
     (args.assets / "lvlm" / "README.md").write_text(text)
-    print(text)
 
 
 if __name__ == "__main__":
