@@ -18,7 +18,7 @@ from torch import nn
 from torch.utils.data import DataLoader, IterableDataset
 from transformers import LlavaForConditionalGeneration
 
-from specdec.training import lvlm, optim, render, scenes
+from specdec.training import checkpoint, lvlm, optim, render, scenes
 
 BATCH = 16
 MIX = ("grid", "bars", "shapes", "grid", "bars", "shapes", "receipt", "table")
@@ -102,8 +102,8 @@ def accuracy(
     return {name: right[name] / max(1, seen[name]) for name in right}
 
 
-def train(model: LlavaForConditionalGeneration, minutes: float, checkpoint: Path) -> Heads:
-    """Train tower and projector for `minutes`; resumes from `checkpoint` and leaves the result
+def train(model: LlavaForConditionalGeneration, minutes: float, file: Path) -> Heads:
+    """Train tower and projector for `minutes`; resumes from `file` and leaves the result
     there.
 
     The projector is finally scaled so that a visual token is as long as a text embedding.
@@ -113,8 +113,8 @@ def train(model: LlavaForConditionalGeneration, minutes: float, checkpoint: Path
     parts = nn.ModuleDict({"tower": tower, "projector": projector, "heads": heads})
     opt = optim.Optimizers([tower, projector, heads], muon_lr=0.02, adam_lr=2e-3)
     spent, step = 0.0, 0
-    if checkpoint.exists():
-        state = torch.load(checkpoint)
+    if file.exists():
+        state = checkpoint.load(file)
         parts.load_state_dict(state["parts"])
         if state["spent"] >= minutes:
             return heads
@@ -141,8 +141,7 @@ def train(model: LlavaForConditionalGeneration, minutes: float, checkpoint: Path
                 "spent": spent,
                 "step": step,
             }
-            torch.save(state, checkpoint.with_suffix(".tmp"))
-            checkpoint.with_suffix(".tmp").replace(checkpoint)
+            checkpoint.save(file, state)
             logged = time.time()
             if done:
                 return heads

@@ -13,7 +13,7 @@ from torch import nn
 from torch.utils.data import DataLoader
 from transformers import LlavaForConditionalGeneration, LlavaProcessor
 
-from specdec.training import assess, gaze, lvlm, optim, packing, sight
+from specdec.training import assess, checkpoint, gaze, lvlm, optim, packing, sight
 
 MUON_LR, ADAM_LR = 0.02, 3e-3
 GUIDANCE = 0.3  # weight of that beside the language loss
@@ -72,12 +72,12 @@ def train(
     processor: LlavaProcessor,
     stage: Stage,
     minutes: float,
-    checkpoint: Path,
+    file: Path,
     tasks: tuple[str, ...],
     assess_with: Callable[[LlavaForConditionalGeneration], None],
     heads: sight.Heads | None = None,
 ) -> None:
-    """Train for `minutes`; resumes from `checkpoint` and leaves the result there.
+    """Train for `minutes`; resumes from `file` and leaves the result there.
 
     The decoder learns; with `heads` also tower and projector, at a quarter of its rates.
     `assess_with` is called with the model every ten minutes and at the end.
@@ -89,8 +89,8 @@ def train(
         opts.append(optim.Optimizers([*sights, heads], MUON_LR / 4, ADAM_LR / 4))
     parts = nn.ModuleList([language, *sights, *([] if heads is None else [heads])])
     spent, step = 0.0, 0
-    if checkpoint.exists():
-        state = torch.load(checkpoint)
+    if file.exists():
+        state = checkpoint.load(file)
         parts.load_state_dict(state["parts"])
         if state["spent"] >= minutes:
             return
@@ -111,8 +111,7 @@ def train(
         if done or time.time() - saved > 120:
             held = [opt.state_dict() for opt in opts]
             state = {"parts": parts.state_dict(), "opts": held, "spent": spent, "step": step}
-            torch.save(state, checkpoint.with_suffix(".tmp"))
-            checkpoint.with_suffix(".tmp").replace(checkpoint)
+            checkpoint.save(file, state)
             saved = time.time()
         if done or time.time() - assessed > 600:
             assess_with(model)

@@ -80,7 +80,7 @@ def train(out: Path, minutes: dict[str, float], tasks: tuple[str, ...]) -> None:
     stages.mkdir(parents=True, exist_ok=True)
     model, processor = lvlm.build(), _processor(out / "processor")
     asked = held_out(12 * len(tasks), 7, tasks)
-    heads = sight.train(model, minutes["sight"], stages / "sight.pt")
+    heads = sight.train(model, minutes["sight"], stages / "sight.safetensors")
     sight.settle(model)
     align.align(model, heads, processor.tokenizer)
 
@@ -93,9 +93,9 @@ def train(out: Path, minutes: dict[str, float], tasks: tuple[str, ...]) -> None:
         plain.load_state_dict(trained.state_dict())
         print(speech.report(plain, processor, asked), flush=True)
 
-    terse = stages / "terse.pt"
+    terse = stages / "terse.safetensors"
     speech.train(model, processor, speech.TERSE, minutes["terse"], terse, tasks, kept)
-    full = stages / "full.pt"
+    full = stages / "full.safetensors"
     speech.train(model, processor, speech.FULL, minutes["full"], full, tasks, seen, heads)
 
 
