@@ -1,16 +1,11 @@
 """Questions to measure on, as files: images and a ``questions.json``.
 
 The package ships held-out questions for its embedded model, so that measuring needs no generator
-and always means the same questions. ``questions.json`` is a list of
-
-    {"task": name, "images": [file, …], "messages": [chat turns], …}
-
-with files relative to its folder. Knows nothing of how they were made or how an answer is scored.
+and always means the same questions. Knows nothing of how they were made or how an answer is scored.
 """
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -19,12 +14,11 @@ import torch
 from PIL import Image
 from transformers import AutoModelForImageTextToText, AutoProcessor, PreTrainedModel
 
-import specdec
+from specdec import demo
 
-ASSETS = Path(specdec.__file__).parent / "assets"
-MODEL = ASSETS / "lvlm"
-DRAFTER = ASSETS / "drafter"
-QUESTIONS = ASSETS
+MODEL = demo.ASSETS / "lvlm"
+DRAFTER = demo.ASSETS / "drafter"
+QUESTIONS = demo.ASSETS
 
 
 class Question(NamedTuple):
@@ -41,15 +35,15 @@ def load_questions(folder: Path = QUESTIONS, count: int | None = None) -> list[Q
     Raises:
         ValueError: there is no such folder, or it has fewer.
     """
-    file = folder / "questions.json"
-    if not file.is_file():
-        raise ValueError(f"there are no questions: {file} does not exist")
-    rows = json.loads(file.read_text())
-    if count is not None and len(rows) < count:
-        raise ValueError(f"{count} questions were asked for, {folder} has {len(rows)}")
+    try:
+        asked = demo.questions(folder)
+    except FileNotFoundError as error:
+        raise ValueError(f"there are no questions: {error}") from None
+    if count is not None and len(asked) < count:
+        raise ValueError(f"{count} questions were asked for, {folder} has {len(asked)}")
     return [
-        Question(row["task"], [_image(folder / name) for name in row["images"]], row["messages"])
-        for row in rows[:count]
+        Question(each.task, [_image(path) for path in each.images], each.messages)
+        for each in asked[:count]
     ]
 
 

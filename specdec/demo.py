@@ -42,15 +42,19 @@ class Question:
         images: the image files.
         messages: the conversation up to the question, for `apply_chat_template`; the images stand
             where it has parts of type `image`.
-        prompt: its last turn, as text.
         fields: what is on the image: the facts that a right answer states.
     """
 
     task: str
     images: tuple[Path, ...]
     messages: list[dict[str, Any]]  # Any: transformers' chat format
-    prompt: str
     fields: Mapping[str, str]
+
+    @property
+    def prompt(self) -> str:
+        """The last turn, as text."""
+        parts = self.messages[-1]["content"]
+        return " ".join(part["text"] for part in parts if part["type"] == "text")
 
     def encode(self, processor: ProcessorMixin) -> dict[str, torch.Tensor]:
         """What `generate` takes, one row."""
@@ -103,8 +107,7 @@ def questions(assets: Path = ASSETS) -> list[Question]:
             task=row["task"],
             images=tuple(assets / name for name in row["images"]),
             messages=row["messages"],
-            prompt=row["prompt"],
-            fields=row["fields"],
+            fields=row.get("fields", {}),
         )
         for row in rows
     ]

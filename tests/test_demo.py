@@ -29,8 +29,7 @@ def assets(tmp_path_factory: pytest.TempPathFactory) -> Path:
         for index, name in enumerate(names):
             processors.image(10 * seed + index).save(folder / name)
         messages = processors.messages(seed, images=len(names))
-        prompt = messages[-1]["content"][-1]["text"]
-        row = {"task": f"kind_{seed}", "images": names, "messages": messages, "prompt": prompt}
+        row = {"task": f"kind_{seed}", "images": names, "messages": messages}
         rows.append({**row, "fields": {"number": str(seed)}})
     (folder / "questions.json").write_text(json.dumps(rows))
     return folder

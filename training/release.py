@@ -37,17 +37,11 @@ def write_questions(asked: list[Sample], assets: Path) -> None:
                 names[key] = f"images/{len(names):03d}.png"
                 image.save(assets / names[key], optimize=True)
             paths.append(names[key])
-        row = {"task": sample.task, "images": paths, "prompt": _prompt(sample)}
+        row = {"task": sample.task, "images": paths}
         rows.append(row | {"messages": sample.messages, "fields": sample.fields})
     (assets / "questions.json").write_text(
         "[\n" + ",\n".join(json.dumps(row) for row in rows) + "\n]\n"
     )
-
-
-def _prompt(sample: Sample) -> str:
-    """The last question as plain text."""
-    text: str = sample.messages[-1]["content"][-1]["text"]
-    return text
 
 
 def questions(tasks: tuple[str, ...], images: int, seed: int = QUESTION_SEED) -> list[Sample]:

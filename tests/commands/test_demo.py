@@ -37,8 +37,7 @@ def assets(llava: Path, drafter: Path, tmp_path_factory: pytest.TempPathFactory)
             earlier = [{"type": "text", "text": "w20 w21"}]
             messages = [messages[0], {"role": "assistant", "content": earlier}]
             messages.append({"role": "user", "content": [{"type": "text", "text": "w22"}]})
-        prompt = messages[-1]["content"][-1]["text"]
-        row = {"task": task, "images": [f"{number}.png"], "messages": messages, "prompt": prompt}
+        row = {"task": task, "images": [f"{number}.png"], "messages": messages}
         rows.append({**row, "fields": {"number": "7", "count": "3"}})
     (folder / "questions.json").write_text(json.dumps(rows))
     return folder
@@ -118,7 +117,7 @@ def test_mistakes(cli: Cli, assets: Path, options: tuple[str, ...], pattern: str
 
 
 def test_questions_are_spread_over_kinds() -> None:
-    asked = [Question(task, (), [], task, {}) for task in TASKS]
+    asked = [Question(task, (), [], {}) for task in TASKS]
     names = [question.task for question in choose(asked, 3, None)]
     assert names == ["digits_read", "bars_compare", "digits_sum"]
     drawn = [tuple(q.task for q in choose(asked, 2, seed)) for seed in range(20)]

@@ -1,4 +1,4 @@
-"""A processor for `families.build("llava")`, and questions for it: words w2 … w149, noise images."""
+"""A processor for `families.build("llava")`, and questions for it: words w2 … w149, noise."""
 
 from __future__ import annotations
 
