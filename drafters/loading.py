@@ -34,11 +34,12 @@ def load_drafter(path: str | PathLike[str], model: PreTrainedModel | None = None
     if version != FORMAT_VERSION:
         raise ValueError(f"{path}: drafter format {version}, this specdec reads {FORMAT_VERSION}")
     try:
-        language_model, report = AutoModelForCausalLM.from_pretrained(
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
             path, dtype="auto", use_safetensors=True, output_loading_info=True
         )
     except (OSError, SafetensorError) as error:
         raise ValueError(f"{path}: no drafter could be loaded: {error}") from error
+    language_model, report = loaded  # a pair, which the annotation does not say
     if missing := sorted(report["missing_keys"]):
         raise ValueError(
             f"{path}: the weights lack {', '.join(missing)}; transformers would have filled them "
