@@ -1,7 +1,7 @@
 """Which of a text-only drafter's mistakes does the image explain?
 
-`python -m specdec.eval.mismatches`. On held-out questions the verifier's own greedy answers are
-read once with the right image, once with that of another question of the same task, once with a
+`python -m specdec.eval.mismatches`. On held-out questions the verifier's own answers, greedy ones
+unless a temperature is given, are read once with the right image, once with that of another question of the same task, once with a
 blank one. A *mismatch* is a place where the drafter's argmax differs from the verifier's. It is
 *image-dependent* if the verifier's argmax there changes with the swapped or the blank image, and
 else *image-independent*: language alone decides, and relaxed acceptance could give way.
@@ -84,15 +84,19 @@ def answer(
     *,
     max_new_tokens: int = 160,
     batch: int = 32,
+    temperature: float = 0.0,
 ) -> list[Answered]:
-    """The verifier's greedy answers, in order."""
+    """The verifier's answers, in order: greedy, or sampled with torch's global generator."""
+    how: dict[str, Any] = {"do_sample": False}
+    if temperature > 0:
+        how = {"do_sample": True, "temperature": temperature, "top_k": 0, "top_p": 1.0}
     eos = torch.tensor(sorted(read_spec(model).eos_token_ids))
     done: dict[int, Answered] = {}
     for chunk in _chunks(questions, batch):
         inputs = suite.model_inputs(model, processor, [questions[i] for i in chunk])
         # Any: generate comes from a mixin that PreTrainedModel does not declare.
         generator: Any = model
-        rows = generator.generate(**inputs, do_sample=False, max_new_tokens=max_new_tokens)
+        rows = generator.generate(**inputs, **how, max_new_tokens=max_new_tokens)
         padded = inputs["input_ids"].shape[1]
         for i, row, mask in zip(chunk, rows, inputs["attention_mask"], strict=True):
             said = row[padded:]
@@ -159,9 +163,11 @@ def compare(
     *,
     max_new_tokens: int = 160,
     batch: int = 32,
+    temperature: float = 0.0,
 ) -> dict[str, Counts]:
     """Counts per task."""
-    answered = answer(model, processor, questions, max_new_tokens=max_new_tokens, batch=batch)
+    limits: dict[str, Any] = {"max_new_tokens": max_new_tokens, "temperature": temperature}
+    answered = answer(model, processor, questions, batch=batch, **limits)
     views = [questions, swapped(questions), blanked(questions)]
     right, *others = [
         verifier_argmax(model, processor, answered, view, batch=batch) for view in views
@@ -251,7 +257,7 @@ def report(table: Mapping[str, Counts]) -> dict[str, Any]:
 
 
 def _print(result: Mapping[str, Any]) -> None:
-    table = Table(title="Mismatches of a text-only drafter on the verifier's own greedy answers")
+    table = Table(title="Mismatches of a text-only drafter on the verifier's own answers")
     for column in ("task", "tokens", "image decides", "mismatches", "image-independent"):
         table.add_column(column, justify="left" if column == "task" else "right")
     for task, row in [*result["tasks"].items(), ("all", result["total"])]:
@@ -272,6 +278,8 @@ def mismatches(
     folder: Annotated[Path, typer.Option("--suite", help="Of questions.")] = suite.QUESTIONS,
     batch: Annotated[int, typer.Option(min=1, help="Answers read together.")] = 32,
     max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest answer.")] = 160,
+    temperature: Annotated[float, typer.Option(min=0, help="Of the answers; 0 is greedy.")] = 0.0,
+    seed: Annotated[int, typer.Option(help="Of the answers, if they are sampled.")] = 0,
     dtype: Annotated[str, typer.Option(help="Of the verifier.")] = "float32",
     out: Annotated[Path | None, typer.Option(help="JSON file to write.")] = None,
 ) -> None:
@@ -286,10 +294,18 @@ def mismatches(
             raise ValueError(f"{drafter}: mismatches are measured for text-only drafters")
     except ValueError as error:
         raise typer.BadParameter(str(error)) from error
+    torch.manual_seed(seed)
     table = compare(
-        verifier, processor, loaded.model, asked, max_new_tokens=max_new_tokens, batch=batch
+        verifier,
+        processor,
+        loaded.model,
+        asked,
+        max_new_tokens=max_new_tokens,
+        batch=batch,
+        temperature=temperature,
     )
-    result = {"questions": len(asked), **report(table)}
+    how = {"questions": len(asked), "temperature": temperature, "seed": seed}
+    result = {**how, **report(table)}
     _print(result)
     if out is not None:
         out.parent.mkdir(parents=True, exist_ok=True)

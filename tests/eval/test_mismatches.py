@@ -35,7 +35,7 @@ class Seer:
                 logits[row, place, word if step in SEEING else 20 + step] = 1
         return SimpleNamespace(logits=logits)
 
-    def generate(self, input_ids: Tensor, max_new_tokens: int, do_sample: bool, **how: Any) -> Any:
+    def generate(self, input_ids: Tensor, max_new_tokens: int, **how: Any) -> Any:
         for _ in range(max_new_tokens):
             following = self(input_ids, how["pixel_values"]).logits[:, -1].argmax(-1)
             input_ids = torch.cat([input_ids, following[:, None]], 1)
