@@ -1,10 +1,11 @@
 """Which of a text-only drafter's mistakes does the image explain?
 
-`python -m specdec.eval.mismatches`. On held-out questions the verifier's own answers, greedy unless
-a temperature is given, are read once with the right image, once with that of another question of
-the same task, once with a blank one. A *mismatch* is a place where the drafter's argmax differs
-from the verifier's. It is *image-dependent* if the verifier's argmax there changes with the swapped
-or the blank image, and else *image-independent*: language alone decides, and relaxed acceptance
+`python -m specdec.eval.mismatches`. On held-out questions the verifier's own answers, greedy ones
+unless a temperature is given, are read once with the right image, once with that of another
+question of the same task, once with a blank one. A *mismatch* is a place where the drafter's argmax
+differs from the verifier's. It is *image-dependent* if the verifier's argmax there changes with the
+swapped or the blank image, and
+else *image-independent*: language alone decides, and relaxed acceptance
 could give way.
 """
 
