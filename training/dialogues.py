@@ -8,7 +8,7 @@ pairs of the training curriculum. A new task is one function here and one case i
 from __future__ import annotations
 
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 
 from specdec.training import grading, scenes
 from specdec.training.scenes import Entity, Scene
@@ -89,8 +89,13 @@ def shapes_describe(scene: Scene, w: Voice) -> Answer:
     question = w.ask("Describe what you see.", "What does it show?", "Describe all shapes.")
     parts, fields = [], {"names": ",".join(e.name for e in scene.entities)}
     for e in scene.entities:
-        at = f"{{where:at the|in the}} {w.place(e.row, e.col)} {{be:sits|lies|is|stands}}"
-        parts.append(f"{at} a {{tone:|plain |solid }}{e.color} {e.name}")
+        thing = f"a {{tone:|plain |solid }}{e.color} {e.name}"
+        at = f"{{where:at the|in the}} {w.place(e.row, e.col)}"
+        verb = "{be:sits|lies|is|stands}"
+        if w("order", "place", "thing") == "place":
+            parts.append(f"{at} {verb} {thing}")
+        else:
+            parts.append(f"{thing} {verb} {at}")
         fields |= {f"{e.name}.color": e.color, f"{e.name}.place": grading.place(e.row, e.col)}
     facts = "{shown:there are|it holds|it has|one finds} {some:several|some|a few}"
     facts += " {sort:shapes|figures}:"
@@ -107,9 +112,11 @@ def shapes_color(scene: Scene, w: Voice) -> Answer:
     if e is None:
         fields = {"present": "no", "color": first.color, "shape": first.name}
         return question, w.wrap(_absent(name, f"a {first.color} {first.name}")), fields
-    facts = f"the {name} {{is:is|looks|appears}} {e.color} {{and:and|and it}}"
-    facts += f" {{be:sits|lies|rests|stands}} {{at:at the|in the}} {w.place(e.row, e.col)}"
-    facts += " {of:of|in} {field:the field|the scene|the frame}"
+    hue = f"{{is:is|looks|appears}} {e.color}"
+    at = f"{{be:sits|lies|rests|stands}} {{at:at the|in the}} {w.place(e.row, e.col)}"
+    at += " {of:of|in} {field:the field|the scene|the frame}"
+    first_said, second = (hue, at) if w("order", "color", "place") == "color" else (at, hue)
+    facts = f"the {name} {first_said} {{and:and|and it}} {second}"
     return (
         question,
         w.wrap(facts),
@@ -141,9 +148,12 @@ def bar_value(scene: Scene, w: Voice) -> Answer:
             w.wrap(_absent(f"bar {name}", f"{first.name}, which is {first.color}")),
             fields,
         )
-    facts = f"bar {name}{{which:, which is|, drawn in|, painted}} {e.color},"
-    facts += f" {{reach:reaches|goes to|runs to|ends at}} {e.value}"
-    facts += " {on:on|along} {axis:the axis|the scale}"
+    reach = f"{{reach:reaches|goes to|runs to|ends at}} {e.value}"
+    reach += " {on:on|along} {axis:the axis|the scale}"
+    if w("order", "color", "value") == "color":
+        facts = f"bar {name}{{which:, which is|, drawn in|, painted}} {e.color}, {reach}"
+    else:
+        facts = f"bar {name} {reach}{{which: and is|, drawn in|, painted}} {e.color}"
     return question, w.wrap(facts), {"present": "yes", "color": e.color, "number": str(e.value)}
 
 
@@ -326,7 +336,7 @@ TASKS: dict[str, dict[str, Task]] = {
 }
 FOLLOW_UPS = ("grid_row", "shapes_at", "bar_extreme", "bar_compare", "receipt_dearest", "table_row")
 TASK_NAMES = (*(task for tasks in TASKS.values() for task in tasks), "pair_first")
-KIND_OF = {task: kind for kind, tasks in TASKS.items() for task in tasks}
+KIND_OF = {task: kind for kind, tasks in TASKS.items() for task in tasks} | {"pair_first": "shapes"}
 
 _KIND = {
     "grid": "a form",
@@ -335,6 +345,11 @@ _KIND = {
     "receipt": "a receipt",
     "table": "a table",
 }
+
+
+def kinds(tasks: Collection[str]) -> tuple[str, ...]:
+    """The kinds of scene that these tasks ask about."""
+    return tuple(kind for kind in scenes.KINDS if any(KIND_OF[task] == kind for task in tasks))
 
 
 def about(scene: Scene, task: str, seed: int, follow_up: bool = False) -> Dialogue:

@@ -21,7 +21,6 @@ from transformers import LlavaForConditionalGeneration
 from specdec.training import checkpoint, lvlm, optim, render, scenes
 
 BATCH = 16
-MIX = ("grid", "bars", "shapes", "grid", "bars", "shapes", "receipt", "table")
 _WEIGHT = {"ones": 2.0, "tens": 1.0, "char": 1.0, "name": 1.0, "color": 1.0, "count": 1.0}
 _Pair = tuple[torch.Tensor, torch.Tensor]
 
@@ -29,14 +28,16 @@ _Pair = tuple[torch.Tensor, torch.Tensor]
 class Stream(IterableDataset[_Pair]):
     """Endless batches from a seed on: uint8 images (B, 192, 192, 3), labels (B, heads, 144)."""
 
-    def __init__(self, first: int, split: scenes.Split, batch: int = BATCH):
-        self.first, self.split, self.batch = first, split, batch
+    def __init__(
+        self, first: int, split: scenes.Split, kinds: tuple[str, ...], batch: int = BATCH
+    ):
+        self.first, self.split, self.kinds, self.batch = first, split, kinds, batch
 
     def __iter__(self) -> Iterator[_Pair]:
         seed = self.first
         while True:
             made = [
-                scenes.make_scene(seed + i, self.split, MIX[(seed + i) % len(MIX)])
+                scenes.make_scene(seed + i, self.split, self.kinds[(seed + i) % len(self.kinds)])
                 for i in range(self.batch)
             ]
             seed += self.batch
@@ -73,14 +74,14 @@ def loss_of(logits: list[torch.Tensor], labels: torch.Tensor) -> torch.Tensor:
 
 @torch.no_grad()
 def accuracy(
-    model: LlavaForConditionalGeneration, heads: Heads, first: int = 0, batches: int = 8
+    model: LlavaForConditionalGeneration, heads: Heads, kinds: tuple[str, ...], batches: int = 8
 ) -> dict[str, float]:
     """Held-out accuracy per head over non-empty patches, and of handwriting by cell (`scan`)."""
     right: dict[str, int] = dict.fromkeys((*render.HEADS, "scan"), 0)
     seen = dict(right)
     for b in range(batches):
         made = [
-            scenes.make_scene(first + b * 48 + i, "held_out", MIX[i % len(MIX)]) for i in range(48)
+            scenes.make_scene(b * 48 + i, "held_out", kinds[i % len(kinds)]) for i in range(48)
         ]
         images = np.stack([render.render(s) for s in made])
         labels = torch.from_numpy(np.stack([render.dense_labels(s) for s in made]))
@@ -102,11 +103,11 @@ def accuracy(
     return {name: right[name] / max(1, seen[name]) for name in right}
 
 
-def train(model: LlavaForConditionalGeneration, minutes: float, file: Path) -> Heads:
-    """Train tower and projector for `minutes`; resumes from `file` and leaves the result
-    there.
-
-    The projector is finally scaled so that a visual token is as long as a text embedding.
+def train(
+    model: LlavaForConditionalGeneration, kinds: tuple[str, ...], minutes: float, file: Path
+) -> Heads:
+    """Train tower and projector on scenes of `kinds` for `minutes`; resumes from `file` and leaves
+    the result there.
     """
     heads = Heads(lvlm.WIDTH)
     tower, projector = model.model.vision_tower, model.model.multi_modal_projector
@@ -123,13 +124,18 @@ def train(model: LlavaForConditionalGeneration, minutes: float, file: Path) -> H
     tower.encoder.compile()  # a third faster on CPU
     start, logged, running = time.time() - spent * 60, time.time(), 0.0
     loader = iter(
-        DataLoader(Stream(step * BATCH, "train"), batch_size=None, num_workers=1, prefetch_factor=8)
+        DataLoader(
+            Stream(step * BATCH, "train", kinds),
+            batch_size=None,
+            num_workers=1,
+            prefetch_factor=8,
+        )
     )
     while True:
         spent = (time.time() - start) / 60
         done = spent >= minutes
-        if done or time.time() - logged > 60:
-            found = accuracy(model, heads)
+        if done or time.time() - logged > 180:
+            found = accuracy(model, heads, kinds)
             table = " ".join(f"{name} {value:.3f}" for name, value in found.items())
             print(
                 f"sight {spent:5.1f}/{minutes:g} min step {step} loss {running:.3f} | {table}",
@@ -156,9 +162,9 @@ def train(model: LlavaForConditionalGeneration, minutes: float, file: Path) -> H
 
 
 @torch.no_grad()
-def settle(model: LlavaForConditionalGeneration) -> None:
+def settle(model: LlavaForConditionalGeneration, kinds: tuple[str, ...]) -> None:
     """Scale the projector so that a visual token is as long as a text embedding."""
-    made = [scenes.make_scene(i, "train", MIX[i % len(MIX)]) for i in range(32)]
+    made = [scenes.make_scene(i, "train", kinds[i % len(kinds)]) for i in range(32)]
     tokens = lvlm.visual(model, lvlm.pixels(np.stack([render.render(scene) for scene in made])))
     factor = lvlm.EMBED_STD / tokens.pow(2).mean().sqrt()
     projector = model.model.multi_modal_projector

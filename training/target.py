@@ -80,8 +80,9 @@ def train(out: Path, minutes: dict[str, float], tasks: tuple[str, ...]) -> None:
     stages.mkdir(parents=True, exist_ok=True)
     model, processor = lvlm.build(), _processor(out / "processor")
     asked = held_out(12 * len(tasks), 7, tasks)
-    heads = sight.train(model, minutes["sight"], stages / "sight.safetensors")
-    sight.settle(model)
+    kinds = dialogues.kinds(tasks)
+    heads = sight.train(model, kinds, minutes["sight"], stages / "sight.safetensors")
+    sight.settle(model, kinds)
     align.align(model, heads, processor.tokenizer)
 
     def kept(trained: LlavaForConditionalGeneration) -> None:

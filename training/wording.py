@@ -1,9 +1,10 @@
 """What is asked about a scene and how it is answered.
 
-Every answer is spoken by one of sixteen *voices*. A voice prefers one of the synonyms at every
-slot of a sentence (four times in five) and keeps to a choice once made, so the wording is
-uncertain from outside but consistent within. Which voice speaks follows from the courtesies of the
-question, as the register of an answer does.
+Wording is uncertain, as that of real captions is. At every slot of a sentence the answer takes one
+of several synonyms, and the favourite there follows from the courtesies of the question, from the
+slot and from the synonym taken last: something a good language model learns in part and a small
+one hardly. The favourite wins by a little only, so near ties abound; a choice once made is kept
+throughout the answer.
 
 Facts are never left to the voice: they come from the scene and are also given as `fields`, which
 `grading` finds again in the text whatever the wording.
@@ -20,7 +21,7 @@ from specdec.training.scenes import Scene
 
 GREETINGS = ("", "Please: ", "Hello, ", "Now, ")
 COURTESIES = ("", " Thanks.", " Explain.", " Take care.")
-HABIT = 0.8  # how often a voice uses its favourite
+HABIT = 0.4  # how often the favourite is taken without looking at the others
 
 _ROWS = (("top", "upper"), ("middle",), ("bottom", "lower"))
 _COLS = ("left", "middle", "right")
@@ -74,19 +75,21 @@ class Dialogue:
 
 
 class Voice:
-    """The wording habits of one answer."""
+    """The wording of one question and its answer."""
 
     def __init__(self, rng: random.Random) -> None:
         self.rng = rng
         self.greeting, self.courtesy = rng.randrange(len(GREETINGS)), rng.randrange(len(COURTESIES))
         self._kept: dict[str, str] = {}
+        self._last = ""
 
     def __call__(self, slot: str, *options: str) -> str:
         """One of the synonyms; within an answer always the same for the same slot."""
         if slot not in self._kept:
-            key = f"{slot}/{self.greeting}/{self.courtesy}"
+            key = f"{slot}/{self.greeting}/{self.courtesy}/{self._last}"
             favourite = options[zlib.crc32(key.encode()) // 7 % len(options)]
             self._kept[slot] = favourite if self.rng.random() < HABIT else self.rng.choice(options)
+            self._last = self._kept[slot]
         return self._kept[slot]
 
     def say(self, template: str) -> str:

@@ -61,17 +61,23 @@ def dense_attention(
     Returns:
         ``(B, Hq, T, Dv)`` in the dtype of query.
     """
-    batch, heads, rows, _ = query.shape
+    batch, heads, rows, size = query.shape
     kv_heads, groups = key.shape[1], heads // key.shape[1]
+    if softcap is None and sinks is None:
+        if rows > 1 or mask is not None or batch > 1:
+            return F.scaled_dot_product_attention(
+                query, key, value, attn_mask=mask, scale=scale, enable_gqa=groups > 1
+            )
+        # One query that sees everything: its grouped heads are rows of one product.
+        grouped = query.reshape(batch, kv_heads, groups, size)
+        out = F.scaled_dot_product_attention(grouped, key, value, scale=scale)
+        return out.reshape(batch, heads, rows, -1)
     # Grouped heads become a dimension of their own, so that keys are broadcast and never repeated.
-    grouped = query.reshape(batch * kv_heads, groups, rows, query.shape[-1])
+    grouped = query.reshape(batch * kv_heads, groups, rows, size)
     keys = key.reshape(batch * kv_heads, 1, *key.shape[2:]).expand(-1, groups, -1, -1)
     values = value.reshape(batch * kv_heads, 1, *value.shape[2:]).expand(-1, groups, -1, -1)
     if mask is not None and mask.shape[0] > 1:
         mask = mask.repeat_interleave(kv_heads, dim=0)
-    if softcap is None and sinks is None:
-        out = F.scaled_dot_product_attention(grouped, keys, values, attn_mask=mask, scale=scale)
-        return out.reshape(batch, heads, rows, -1)
     logits = (grouped @ keys.transpose(-1, -2)) * scale
     if softcap is not None:
         logits = softcap * torch.tanh(logits / softcap)
@@ -90,7 +96,7 @@ def tree_attention(
     keys: Tensor,
     values: Tensor,
     segments: Sequence[Segment],
-    mask: Tensor,
+    mask: Tensor | None,
     *,
     scale: float,
     softcap: float | None = None,
@@ -104,7 +110,8 @@ def tree_attention(
         values: pool ``(slots, Hkv, Dv)``.
         segments: one per request; together they cover the N rows.
         mask: additive, ``(N, L)`` in the dtype of query with L ≥ every segment's length: 0 where
-            node i may see logical position j of its own request, else -inf.
+            node i may see logical position j of its own request, else -inf. ``None`` lets every
+            node see everything.
         scale: factor on q·kᵀ.
         softcap: bound on the logits, before the mask.
         sinks: ``(Hq,)``.
@@ -120,7 +127,7 @@ def tree_attention(
                 query[rows].transpose(0, 1)[None],
                 keys[segment.slots].transpose(0, 1)[None],
                 values[segment.slots].transpose(0, 1)[None],
-                mask[None, None, rows, : segment.length],
+                None if mask is None else mask[None, None, rows, : segment.length],
                 scale=scale,
                 softcap=softcap,
                 sinks=sinks,

@@ -100,36 +100,40 @@ class TreeForward:
 
     def store(self, layer: int, keys: Tensor, values: Tensor) -> None:
         """Write the nodes' keys ``(1, Hkv, N, D)`` and values ``(1, Hkv, N, Dv)``."""
-        packed_keys, packed_values = keys[0].transpose(0, 1), values[0].transpose(0, 1)
-        for segment, target in zip(self._segments, self._targets, strict=True):
-            rows = slice(segment.start, segment.stop)
-            self._kv.write(layer, target, packed_keys[rows], packed_values[rows])
         self._layer_of_key[id(keys)] = layer
         self._keys.append(keys)
+        keys, values = keys[0].transpose(0, 1), values[0].transpose(0, 1)
+        if len(self._targets) == 1:  # worth its own line: it runs once a layer
+            self._kv.write(layer, self._targets[0], keys, values)
+            return
+        for segment, target in zip(self._segments, self._targets, strict=True):
+            rows = slice(segment.start, segment.stop)
+            self._kv.write(layer, target, keys[rows], values[rows])
 
     def mask(
         self, mask_function: Callable[..., Tensor], dtype: torch.dtype, device: torch.device
-    ) -> Tensor:
-        """Additive mask ``(1, 1, N, L)`` over each request's own logical positions, L the
-        longest.
+    ) -> Tensor | None:
+        """Additive mask ``(1, 1, N, L)`` over each request's own logical positions, L the longest;
+        ``None`` if every node sees everything.
         """
-        nodes, longest = self._segments[-1].stop, max(s.length for s in self._segments)
-        allowed = torch.zeros(nodes, longest, dtype=torch.bool)
-        for segment, (sequence, visible) in zip(self._segments, self._rows, strict=True):
-            rows = slice(segment.start, segment.stop)
-            allowed[rows, : sequence.committed] = True
-            allowed[rows, sequence.committed : segment.length] = visible
         plain: Any = causal_mask_function
+        if mask_function is plain and self._segments[-1].stop == 1 and self._rows[0].visible.all():
+            return None
+        nodes, longest = self._segments[-1].stop, max(s.length for s in self._segments)
+        mask = torch.full((nodes, longest), -math.inf, dtype=dtype)
+        for segment, (sequence, visible) in zip(self._segments, self._rows, strict=True):
+            rows = mask[segment.start : segment.stop]
+            rows[:, : sequence.committed] = 0
+            rows[:, sequence.committed : segment.length].masked_fill_(visible, 0)
         if mask_function is not plain:
-            allowed &= self._model_mask(mask_function, longest, device)
-        mask = torch.zeros(nodes, longest, dtype=dtype).masked_fill_(~allowed, -math.inf)
+            mask.masked_fill_(~self._model_mask(mask_function, longest, device), -math.inf)
         return mask.to(device)[None, None]
 
     def attend(
         self,
         query: Tensor,
         key: Tensor,
-        mask: Tensor,
+        mask: Tensor | None,
         scale: float,
         softcap: float | None,
         sinks: Tensor | None,
@@ -147,7 +151,7 @@ class TreeForward:
             keys,
             values,
             self._segments,
-            mask[0, 0],
+            None if mask is None else mask[0, 0],
             scale=scale,
             softcap=softcap,
             sinks=sinks,
@@ -187,7 +191,6 @@ def attention(
     forward = CURRENT.get()
     scale = scaling if scaling is not None else query.shape[-1] ** -0.5
     if isinstance(forward, TreeForward):
-        assert attention_mask is not None
         return forward.attend(query, key, attention_mask, scale, softcap, s_aux), None
     if softcap is None and s_aux is None:
         out, _ = sdpa_attention_forward(

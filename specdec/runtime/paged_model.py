@@ -19,6 +19,8 @@ from transformers import PretrainedConfig, PreTrainedModel
 from specdec.cache import PagedKV, SequenceKV
 from specdec.runtime import hook
 
+_IMPLEMENTATION = "_attn_implementation_internal"
+
 
 class NodeBatch(NamedTuple):
     """New tree nodes of one sequence.
@@ -119,7 +121,7 @@ class PagedModel:
 
     def _inputs(self, batch: Sequence[NodeBatch]) -> dict[str, Any]:
         tokens = [token for nodes in batch for token in nodes.tokens]
-        device = self.model.device
+        device = self.model.get_input_embeddings().weight.device
         columns = []
         for nodes in batch:
             logical = torch.tensor(nodes.depths) + nodes.sequence.committed
@@ -144,15 +146,16 @@ class PagedModel:
 
     @contextmanager
     def _hooked(self, forward: hook.Prefill | hook.TreeForward) -> Iterator[None]:
-        before = [config._attn_implementation for config in self._text_configs]
+        # Through vars(): a config's own __setattr__ takes longer than all the rest.
+        before = [vars(config)[_IMPLEMENTATION] for config in self._text_configs]
         token = hook.CURRENT.set(forward)
         try:
             for config in self._text_configs:
-                config._attn_implementation_internal = hook.NAME
+                vars(config)[_IMPLEMENTATION] = hook.NAME
             yield
         finally:
             for config, name in zip(self._text_configs, before, strict=True):
-                config._attn_implementation_internal = name
+                vars(config)[_IMPLEMENTATION] = name
             hook.CURRENT.reset(token)
 
 
