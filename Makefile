@@ -32,7 +32,7 @@ help:
 	@echo "make demo        a vision-language model answers about images, plain and speculative"
 	@echo "make test        the test suite"
 	@echo "make bench       speed against transformers' generate, in one interleaved run"
-	@echo "make train-demo  trains the shipped model from nothing; resumes where it stopped"
+	@echo "make train-demo  trains the demo's models from nothing, into runs/; resumes where it stopped"
 	@echo "make test-gpu    the tests that need a CUDA device"
 	@echo "make dev         set up for development"
 	@echo "make check       lint, types, direction of imports, the built wheel"
@@ -44,7 +44,11 @@ bench: $(USER_STAMP)
 	@$(BIN)/python -m specdec.eval.speed $(ARGS)
 
 train-demo: $(DEV_STAMP)
-	@$(BIN)/python -m specdec.training.target $(ARGS)
+	@$(BIN)/python -m specdec.training.target --out runs/lvlm $(ARGS)
+	@$(BIN)/python -m specdec.training.release --run runs/lvlm --assets runs/assets
+	@[ -e runs/assets/drafter/drafter.json ] || \
+		$(BIN)/specdec distill --verifier runs/assets/lvlm --out runs/assets/drafter \
+			$$([ -e runs/assets/drafter/work/plan.json ] && echo --resume)
 
 test: $(DEV_STAMP)
 	@$(BIN)/pytest -m "not gpu" $(ARGS)

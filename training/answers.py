@@ -62,19 +62,19 @@ class EmbeddedPrompts:
     Each batch is of one task, so its answers are about equally long. Needs the ``train`` extra.
 
     Args:
-        tasks: names of the tasks to ask about; none is all.
+        tasks: names of the tasks to ask about; none is those of the shipped model's training.
 
     Raises:
         ValueError: an unknown task.
     """
 
     def __init__(self, tasks: Sequence[str] = ()) -> None:
-        from specdec.training import dialogues
+        from specdec.training import dialogues, target
 
         if unknown := set(tasks) - set(dialogues.TASK_NAMES):
             known = ", ".join(dialogues.TASK_NAMES)
             raise ValueError(f"unknown tasks {', '.join(sorted(unknown))}; known: {known}")
-        self.tasks = tuple(tasks) or dialogues.TASK_NAMES
+        self.tasks = tuple(tasks) or target.TASKS
 
     def batch(self, index: int, size: int) -> Asking:
         from specdec.training import target

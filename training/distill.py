@@ -39,7 +39,7 @@ class Plan:
     Attributes:
         verifier: folder or hub id of the verifier.
         data: folder of prompts; ``None`` is the embedded LVLM's generator.
-        tasks: which of that generator's tasks; none is all.
+        tasks: which of that generator's tasks; none is those it was trained on.
         minutes: wall time in all.
         answers: most answers.
         asking: prompts that are answered together.
@@ -259,9 +259,7 @@ def distill(
             "the embedded model's own generator.",
         ),
     ] = None,
-    tasks: Annotated[
-        str, typer.Option(help="Of the embedded model's generator, by commas; default all.")
-    ] = "",
+    tasks: Annotated[str, typer.Option(help="Of the embedded model's generator, by commas.")] = "",
     minutes: Annotated[float, typer.Option(min=0.01, help="Wall time in all.")] = 12.0,
     resume: Annotated[bool, typer.Option("--resume", help="Go on where --out stopped.")] = False,
     answers: Annotated[int, typer.Option(min=1, help="Most answers to learn from.")] = 4096,

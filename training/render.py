@@ -260,7 +260,7 @@ def dense_labels(scene: Scene) -> Labels:
     """
     grids = {head: np.zeros((SIDE, SIDE), np.int64) for head in HEADS}
     grids["kind"][:] = scenes.KINDS.index(scene.kind) + 1
-    grids["count"][:] = len(scene.entities)
+    grids["count"][:] = min(len(scene.entities), HEADS["count"] - 1)
     grids["rows"][:], grids["cols"][:] = scene.rows, scene.cols
     values = [e.value for e in scene.entities]
 

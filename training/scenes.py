@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import random
 import zlib
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
@@ -110,6 +111,10 @@ class Scene:
         return next((e for e in self.entities if e.name == name), None)
 
 
+_Plan = tuple[tuple[int, ...], int, int, list[Entity]]
+_Build = Callable[[random.Random, Split], _Plan]
+
+
 def held_out_key(*key: object) -> bool:
     """Whether this layout, font pair or scan is held out; the same in every process."""
     return zlib.crc32(repr(key).encode()) % HELD_OUT_SHARE == 0
@@ -124,18 +129,23 @@ def make_scene(seed: int, split: Split, kind: str | None = None) -> Scene:
     kind = kind or rng.choice(KINDS)
     if kind not in KINDS:
         raise ValueError(f"unknown kind of scene {kind!r}; known: {', '.join(KINDS)}")
-    build = {"grid": _grid, "shapes": _shapes, "bars": _bars, "receipt": _receipt, "table": _table}[
-        kind
-    ]
+    build = {"grid": _grid, "shapes": _shapes, "bars": _bars, "receipt": _receipt, "table": _table}
+    return _held(rng, seed, split, kind, build[kind])
+
+
+def make_sheet(seed: int, split: Split) -> Scene:
+    """A grid with more handwriting than any that is asked about, for learning to read it."""
+    return _held(random.Random(f"{split}-{seed}-sheet"), seed, split, "grid", _sheet)
+
+
+def _held(rng: random.Random, seed: int, split: Split, kind: str, build: _Build) -> Scene:
+    """A scene whose layout belongs to the split."""
     while True:
         layout, rows, cols, entities = build(rng, split)
         if held_out_key(kind, layout) == (split == "held_out"):
             return Scene(
                 kind, split, seed, tuple(entities), rows, cols, layout, _style(rng, split, kind)
             )
-
-
-_Plan = tuple[tuple[int, ...], int, int, list[Entity]]
 
 
 def _style(rng: random.Random, split: Split, kind: str) -> Style:
@@ -174,9 +184,17 @@ def _patches(x: int, y: int, width: int = 1, height: int = 1) -> Box:
 
 def _grid(rng: random.Random, split: Split) -> _Plan:
     """Cells of handwritten digits, read row by row; the value of a cell is its scan's label."""
+    rows, cols = rng.choice(((1, 3), (1, 4), (2, 2), (2, 2), (2, 3), (3, 2)))
+    return _cells(rng, split, rows, cols)
+
+
+def _sheet(rng: random.Random, split: Split) -> _Plan:
+    return _cells(rng, split, 4, rng.choice((3, 4)))
+
+
+def _cells(rng: random.Random, split: Split, rows: int, cols: int) -> _Plan:
     from specdec.training.render import scan_labels
 
-    rows, cols = rng.choice(((1, 3), (1, 4), (2, 2), (2, 2), (2, 3), (3, 2)))
     ox, oy = rng.randrange(3), rng.randrange(3)
     labels = scan_labels()
     cells = []

@@ -28,22 +28,24 @@ _Pair = tuple[torch.Tensor, torch.Tensor]
 class Stream(IterableDataset[_Pair]):
     """Endless batches from a seed on: uint8 images (B, 192, 192, 3), labels (B, heads, 144)."""
 
-    def __init__(
-        self, first: int, split: scenes.Split, kinds: tuple[str, ...], batch: int = BATCH
-    ):
+    def __init__(self, first: int, split: scenes.Split, kinds: tuple[str, ...], batch: int = BATCH):
         self.first, self.split, self.kinds, self.batch = first, split, kinds, batch
 
     def __iter__(self) -> Iterator[_Pair]:
         seed = self.first
         while True:
-            made = [
-                scenes.make_scene(seed + i, self.split, self.kinds[(seed + i) % len(self.kinds)])
-                for i in range(self.batch)
-            ]
+            made = [self._scene(seed + i) for i in range(self.batch)]
             seed += self.batch
             images = np.stack([render.render(scene) for scene in made])
             labels = np.stack([render.dense_labels(scene) for scene in made])
             yield torch.from_numpy(images), torch.from_numpy(labels)
+
+    def _scene(self, seed: int) -> scenes.Scene:
+        """Of one kind after the other; three grids in four are full sheets of handwriting."""
+        kind = self.kinds[seed % len(self.kinds)]
+        if kind == "grid" and seed // len(self.kinds) % 4:
+            return scenes.make_sheet(seed, self.split)
+        return scenes.make_scene(seed, self.split, kind)
 
 
 class Heads(nn.Module):
@@ -80,9 +82,7 @@ def accuracy(
     right: dict[str, int] = dict.fromkeys((*render.HEADS, "scan"), 0)
     seen = dict(right)
     for b in range(batches):
-        made = [
-            scenes.make_scene(b * 48 + i, "held_out", kinds[i % len(kinds)]) for i in range(48)
-        ]
+        made = [scenes.make_scene(b * 48 + i, "held_out", kinds[i % len(kinds)]) for i in range(48)]
         images = np.stack([render.render(s) for s in made])
         labels = torch.from_numpy(np.stack([render.dense_labels(s) for s in made]))
         logits = heads(lvlm.visual(model, lvlm.pixels(images)))

@@ -25,7 +25,21 @@ from transformers import (
 from specdec.training import align, assess, chat, dialogues, lvlm, sight, speech
 from specdec.training.assess import Sample
 
-MINUTES = {"sight": 20.0, "terse": 12.0, "full": 60.0}
+MINUTES = {"sight": 27.0, "terse": 9.0, "full": 72.0}
+# What the shipped model is trained on; every other task costs all of these time.
+TASKS = (
+    "grid_cell",
+    "grid_row",
+    "shapes_at",
+    "shapes_color",
+    "shapes_describe",
+    "bar_value",
+    "bar_compare",
+    "bar_table",
+    "receipt_price",
+    "receipt_json",
+    "pair_first",
+)
 
 
 def held_out(
@@ -118,9 +132,7 @@ def main() -> None:
         default=list(MINUTES.values()),
         metavar=("SIGHT", "TERSE", "FULL"),
     )
-    parser.add_argument(
-        "--tasks", nargs="+", choices=dialogues.TASK_NAMES, default=list(dialogues.TASK_NAMES)
-    )
+    parser.add_argument("--tasks", nargs="+", choices=dialogues.TASK_NAMES, default=list(TASKS))
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     args = parser.parse_args()
     if args.resume and not (args.out / "stages").exists():
