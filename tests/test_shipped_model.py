@@ -1,0 +1,110 @@
+"""The model that is shipped: what it reads off held-out images, and its answers against
+transformers' own."""
+
+from __future__ import annotations
+
+from functools import cache
+from typing import Any
+
+import pytest
+import torch
+
+from specdec.demo import ASSETS, Demo, Question, load, questions
+from specdec.engine import Decoding, Engine
+from specdec.generation import resolve_drafter
+from specdec.interfaces import Prompt
+from specdec.training import grading
+from specdec.tree import chain, random_topology, static
+from specdec.verifiers import TransformersVerifier
+from support.fake_drafters import GuessingDrafter
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(not (ASSETS / "lvlm").exists(), reason="no demonstration model here"),
+]
+COUNT, NEW_TOKENS, ROOM = 200, 160, 50
+TREES = {"chain": chain(4), "static": static((2, 2, 1)), "random": random_topology(8, 4)}
+demo = cache(load)
+
+
+@cache
+def asked() -> tuple[list[Question], list[dict[str, Any]], list[list[int]]]:
+    """Questions, the inputs and what ``model.generate`` answers, one by one."""
+    model, processor, _ = demo()
+    chosen = questions()[:COUNT]
+    inputs = [question.encode(processor) for question in chosen]
+    how = {"do_sample": False, "max_new_tokens": NEW_TOKENS}
+    # Any: generate comes from a mixin that PreTrainedModel does not declare.
+    generator: Any = model
+    plain = [
+        generator.generate(**given, **how)[0, given["input_ids"].shape[1] :].tolist()
+        for given in inputs
+    ]
+    return chosen, inputs, plain
+
+
+def drafter(kind: str, demo: Demo) -> Any:
+    if kind == "text_only":
+        return demo.drafter
+    if kind == "ngram":
+        return "ngram"
+    if kind == "random":
+        return GuessingDrafter(seed=1)
+    _, inputs, plain = asked()
+    truth = {
+        tuple(given["input_ids"][0].tolist()): answer
+        for given, answer in zip(inputs, plain, strict=True)
+    }
+    return GuessingDrafter(truth, right=0.75, seed=2)
+
+
+@pytest.mark.parametrize("kind", ["text_only", "ngram", "random", "partly_right"])
+@pytest.mark.parametrize("tree", TREES)
+def test_greedy_answers_are_those_of_generate(tree: str, kind: str) -> None:
+    """Near ties abound in what this model says, so nothing but the same arithmetic will do: fp32,
+    token by token, fifty questions in one ragged batch."""
+    model = demo().model
+    verifier = TransformersVerifier(model)
+    engine = Engine(verifier, resolve_drafter(drafter(kind, demo()), model), TREES[tree])
+    _, inputs, plain = asked()
+    for start in range(0, len(inputs), ROOM):
+        requests = []
+        for given in inputs[start : start + ROOM]:
+            ids = given["input_ids"]
+            rest = {name: value for name, value in given.items() if name != "input_ids"}
+            decoding = Decoding(
+                ids.shape[1] + NEW_TOKENS, eos_token_ids=verifier.spec.eos_token_ids
+            )
+            requests += engine.submit(Prompt(ids, (0,), rest), decoding)
+        while engine.has_work:
+            engine.step()
+        for index, request in enumerate(requests, start):
+            assert request.output == plain[index], f"question {index}"
+    assert len(plain) == COUNT
+    assert verifier.pages_taken == 0
+
+
+def test_answers_state_what_the_images_show() -> None:
+    """The bar that a task has to pass before it is shipped, over all of them."""
+    chosen, _, plain = asked()
+    tokenizer: Any = demo().processor.tokenizer  # type: ignore[attr-defined]  # of every processor
+    right = total = exact = 0
+    for question, answer in zip(chosen, plain, strict=True):
+        text = tokenizer.decode(answer, skip_special_tokens=True)
+        score = grading.score(question.task, dict(question.fields), text)
+        right, total, exact = right + score.right, total + score.total, exact + score.exact
+    assert len({question.task for question in chosen}) >= 5
+    assert exact >= 0.9 * len(chosen)
+    assert right >= 0.97 * total
+
+
+def test_answers_depend_on_the_image() -> None:
+    """On white paper the model must say something else."""
+    _, inputs, plain = asked()
+    generator: Any = demo().model
+    changed = 0
+    for given, answer in zip(inputs[:20], plain, strict=False):
+        blank = given | {"pixel_values": torch.zeros_like(given["pixel_values"])}
+        said = generator.generate(**blank, do_sample=False, max_new_tokens=NEW_TOKENS)
+        changed += said[0, given["input_ids"].shape[1] :].tolist() != answer
+    assert changed >= 18
