@@ -11,7 +11,6 @@ import argparse
 import json
 import shutil
 import textwrap
-from itertools import pairwise
 from pathlib import Path
 
 import torch
@@ -45,21 +44,22 @@ def write_questions(asked: list[Sample], assets: Path) -> None:
     )
 
 
-def questions(tasks: tuple[str, ...], images: int, seed: int = QUESTION_SEED) -> list[Sample]:
-    """Held-out questions over `images` scenes: every task of a scene's kind is asked of it."""
+def questions(tasks: tuple[str, ...], count: int, seed: int = QUESTION_SEED) -> list[Sample]:
+    """At least `count` held-out questions: of every scene each task of its kind is asked."""
     made: list[Sample] = []
-    kinds = [kind for kind, own in dialogues.TASKS.items() if set(own) & set(tasks)]
-    for i in range(images):
+    kinds, i = dialogues.kinds(tasks), 0
+    before: scenes.Scene | None = None
+    while len(made) < count:
         kind = kinds[i % len(kinds)]
         scene = scenes.make_scene(seed * 1_000_003 + i, "held_out", kind)
         for j, task in enumerate(t for t in dialogues.TASKS[kind] if t in tasks):
             follow = task in dialogues.FOLLOW_UPS and (i + j) % 5 == 0
             made.append(assess.as_sample(dialogues.about(scene, task, seed + i, follow)))
-    if "pair_first" in tasks:
-        shapes = [i for i in range(images) if kinds[i % len(kinds)] == "shapes"]
-        shown = [scenes.make_scene(seed * 1_000_003 + i, "held_out", "shapes") for i in shapes]
-        for i, (a, b) in enumerate(pairwise(shown)):
-            made.append(assess.as_sample(dialogues.about_pair(a, b, seed + i)))
+        if kind == "shapes" and "pair_first" in tasks:
+            if before is not None:
+                made.append(assess.as_sample(dialogues.about_pair(before, scene, seed + i)))
+            before = scene
+        i += 1
     return made
 
 
@@ -141,7 +141,7 @@ def main() -> None:
     )
     parser.add_argument("--assets", type=Path, default=Path("runs/assets"))
     parser.add_argument("--answers", type=int, default=100, help="graded answers per task")
-    parser.add_argument("--images", type=int, default=70, help="about how many images to ship")
+    parser.add_argument("--questions", type=int, default=200, help="at least so many are shipped")
     parser.add_argument("--note", default="", help="for the card: what was special about the run")
     parser.add_argument(
         "--tasks", nargs="+", choices=dialogues.TASK_NAMES, default=list(target.TASKS)
@@ -158,7 +158,7 @@ def main() -> None:
     print(text, flush=True)
     if not shipped:
         raise SystemExit(f"nothing to ship: no task reaches {EXACT:.0%} exact")
-    write_questions(questions(tuple(shipped), args.images), args.assets)
+    write_questions(questions(tuple(shipped), args.questions), args.assets)
     shutil.copytree(source, args.assets / "lvlm", dirs_exist_ok=True)
     (args.assets / "lvlm" / "README.md").write_text(text)
 
