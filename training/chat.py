@@ -10,7 +10,7 @@ from PIL import Image
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import LlavaProcessor, PreTrainedTokenizerFast, SiglipImageProcessorPil
 
-from specdec.training import dialogues, lvlm, scenes
+from specdec.training import curriculum, dialogues, lvlm, scenes
 from specdec.training.wording import Dialogue
 
 TEMPLATE = (
@@ -34,7 +34,7 @@ def corpus(scenes_per_kind: int = 400) -> Iterator[str]:
                 for task in tasks
                 for turn in dialogues.about(scene, task, seed, seed % 4 == 0).turns
             ]
-            for turn in made + dialogues.brief(scene, rng):
+            for turn in made + curriculum.brief(scene, rng):
                 yield turn.question
                 yield turn.answer
         pair = [scenes.make_scene(2 * seed + i, "train", "shapes") for i in range(2)]

@@ -1,17 +1,17 @@
 """The tasks: which questions a scene answers, the facts they need, and a sentence that carries
 them.
 
-`make_dialogue` is seeded like `scenes.make_scene`; `brief` gives the terse question-and-answer
-pairs of the training curriculum. A new task is one function here and one case in `grading.parse`.
+Everything is seeded like `scenes.make_scene`. A new task is one function here and one case in
+`grading.parse`.
 """
 
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 
 from specdec.training import grading, scenes
-from specdec.training.scenes import Entity, Scene
+from specdec.training.scenes import Scene
 from specdec.training.wording import Dialogue, Turn, Voice, listing
 
 Answer = tuple[str, str, dict[str, str]]  # question, answer, fields
@@ -23,6 +23,11 @@ def _absent(name: str, first: str) -> str:
     facts = f"{{there:there is|it has|one finds}} {{none:no|not one}} {name}"
     facts += "{in:, only others, and|, and| but} {first:the first|the topmost|the opening}"
     return f"{facts} {{one:one|entry|thing}} {{is:is|must be}} {first}"
+
+
+def _other(scene: Scene, names: Sequence[str], w: Voice) -> str:
+    """A name that nothing in the scene has."""
+    return w.rng.choice([name for name in names if scene.find(name) is None])
 
 
 def grid_cell(scene: Scene, w: Voice) -> Answer:
@@ -103,24 +108,28 @@ def shapes_describe(scene: Scene, w: Voice) -> Answer:
 
 
 def shapes_color(scene: Scene, w: Voice) -> Answer:
-    """Colour and place of one shape, or that there is none."""
-    name = w.rng.choice([e.name for e in scene.entities] * 3 + list(scenes.SHAPES))
-    question = w.ask(
-        f"What color is the {name}?", f"Where is the {name}?", f"Tell me about the {name}."
-    )
-    e, first = scene.find(name), scene.entities[0]
-    if e is None:
-        fields = {"present": "no", "color": first.color, "shape": first.name}
-        return question, w.wrap(_absent(name, f"a {first.color} {first.name}")), fields
+    """Colour and place of one shape."""
+    e = w.rng.choice(scene.entities)
+    question = _shape_asked(e.name, w)
     hue = f"{{is:is|looks|appears}} {e.color}"
     at = f"{{be:sits|lies|rests|stands}} {{at:at the|in the}} {w.place(e.row, e.col)}"
     at += " {of:of|in} {field:the field|the scene|the frame}"
     first_said, second = (hue, at) if w("order", "color", "place") == "color" else (at, hue)
-    facts = f"the {name} {first_said} {{and:and|and it}} {second}"
-    return (
-        question,
-        w.wrap(facts),
-        {"present": "yes", "color": e.color, "place": grading.place(e.row, e.col)},
+    facts = f"the {e.name} {first_said} {{and:and|and it}} {second}"
+    return question, w.wrap(facts), {"color": e.color, "place": grading.place(e.row, e.col)}
+
+
+def shapes_absent(scene: Scene, w: Voice) -> Answer:
+    """A shape that is not there."""
+    name, first = _other(scene, scenes.SHAPES, w), scene.entities[0]
+    fields = {"present": "no", "color": first.color, "shape": first.name}
+    facts = _absent(name, f"a {first.color} {first.name}")
+    return _shape_asked(name, w), w.wrap(facts), fields
+
+
+def _shape_asked(name: str, w: Voice) -> str:
+    return w.ask(
+        f"What color is the {name}?", f"Where is the {name}?", f"Tell me about the {name}."
     )
 
 
@@ -137,24 +146,28 @@ def shapes_at(scene: Scene, w: Voice) -> Answer:
 
 
 def bar_value(scene: Scene, w: Voice) -> Answer:
-    """Length and colour of one bar, or that there is none."""
-    name = w.rng.choice([e.name for e in scene.entities] * 3 + list(scenes.LETTERS))
-    question = w.ask(f"How long is bar {name}?", f"What value has bar {name}?", f"Read bar {name}.")
-    e, first = scene.find(name), scene.entities[0]
-    if e is None:
-        fields = {"present": "no", "first": first.name, "color": first.color}
-        return (
-            question,
-            w.wrap(_absent(f"bar {name}", f"{first.name}, which is {first.color}")),
-            fields,
-        )
+    """Length and colour of one bar."""
+    e = w.rng.choice(scene.entities)
+    question = _bar_asked(e.name, w)
     reach = f"{{reach:reaches|goes to|runs to|ends at}} {e.value}"
     reach += " {on:on|along} {axis:the axis|the scale}"
     if w("order", "color", "value") == "color":
-        facts = f"bar {name}{{which:, which is|, drawn in|, painted}} {e.color}, {reach}"
+        facts = f"bar {e.name}{{which:, which is|, drawn in|, painted}} {e.color}, {reach}"
     else:
-        facts = f"bar {name} {reach}{{which: and is|, drawn in|, painted}} {e.color}"
-    return question, w.wrap(facts), {"present": "yes", "color": e.color, "number": str(e.value)}
+        facts = f"bar {e.name} {reach}{{which: and is|, drawn in|, painted}} {e.color}"
+    return question, w.wrap(facts), {"color": e.color, "number": str(e.value)}
+
+
+def bar_absent(scene: Scene, w: Voice) -> Answer:
+    """A bar that is not there."""
+    name, first = _other(scene, scenes.LETTERS, w), scene.entities[0]
+    facts = _absent(f"bar {name}", f"{first.name}, which is {first.color}")
+    fields = {"present": "no", "first": first.name, "color": first.color}
+    return _bar_asked(name, w), w.wrap(facts), fields
+
+
+def _bar_asked(name: str, w: Voice) -> str:
+    return w.ask(f"How long is bar {name}?", f"What value has bar {name}?", f"Read bar {name}.")
 
 
 def bar_compare(scene: Scene, w: Voice) -> Answer:
@@ -224,16 +237,23 @@ def bar_table(scene: Scene, w: Voice) -> Answer:
 
 
 def receipt_price(scene: Scene, w: Voice) -> Answer:
-    """The price of one item, or that it is not on the receipt."""
-    name = w.rng.choice([e.name for e in scene.entities] * 4 + list(scenes.ITEMS))
-    question = w.ask(f"What does {name} cost?", f"Price of {name}?", f"How much is {name}?")
-    e, first = scene.find(name), scene.entities[0]
-    if e is None:
-        return question, w.wrap(_absent(name, first.name)), {"present": "no", "first": first.name}
-    facts = f"{{price:the price|the cost|the amount}} {{of:of|for|next to}} {name}"
+    """The price of one item."""
+    e = w.rng.choice(scene.entities)
+    facts = f"{{price:the price|the cost|the amount}} {{of:of|for|next to}} {e.name}"
     facts += f" {{is:is|reads|must be}} {e.value}"
     facts += " {on:on|according to} {slip:the slip|the bill|the list}"
-    return question, w.wrap(facts), {"present": "yes", "number": str(e.value)}
+    return _price_asked(e.name, w), w.wrap(facts), {"number": str(e.value)}
+
+
+def receipt_absent(scene: Scene, w: Voice) -> Answer:
+    """An item that is not on the receipt."""
+    name, first = _other(scene, scenes.ITEMS, w), scene.entities[0]
+    facts = _absent(name, first.name)
+    return _price_asked(name, w), w.wrap(facts), {"present": "no", "first": first.name}
+
+
+def _price_asked(name: str, w: Voice) -> str:
+    return w.ask(f"What does {name} cost?", f"Price of {name}?", f"How much is {name}?")
 
 
 def receipt_json(scene: Scene, w: Voice) -> Answer:
@@ -319,16 +339,19 @@ TASKS: dict[str, dict[str, Task]] = {
     "shapes": {
         "shapes_describe": shapes_describe,
         "shapes_color": shapes_color,
+        "shapes_absent": shapes_absent,
         "shapes_at": shapes_at,
     },
     "bars": {
         "bar_value": bar_value,
+        "bar_absent": bar_absent,
         "bar_compare": bar_compare,
         "bar_extreme": bar_extreme,
         "bar_table": bar_table,
     },
     "receipt": {
         "receipt_price": receipt_price,
+        "receipt_absent": receipt_absent,
         "receipt_json": receipt_json,
         "receipt_dearest": receipt_dearest,
     },
@@ -367,47 +390,3 @@ def about_pair(first: Scene, second: Scene, seed: int) -> Dialogue:
     voice = Voice(random.Random(f"{first.split}-{first.seed}-{second.seed}-{seed}"))
     question, answer, fields = pair_first(first, second, voice)
     return Dialogue("pair_first", (first, second), (Turn(question, answer),), fields)
-
-
-def _terse(e: Entity, kind: str) -> str:
-    if kind == "grid":
-        return str(e.value)
-    if kind == "shapes":
-        return f"{grading.place(e.row, e.col)} {e.color} {e.name}"
-    return f"{e.name} {e.color} {e.value}" if kind == "bars" else f"{e.name} {e.head}{e.value}"
-
-
-def brief(scene: Scene, rng: random.Random) -> list[Turn]:
-    """Terse pairs for the curriculum: everything in reading order, then four look-ups."""
-    if scene.kind == "grid":
-        rows = [
-            "".join(str(e.value) for e in scene.entities if e.row == r + 1)
-            for r in range(scene.rows)
-        ]
-        turns = [Turn("all", "/".join(rows))]
-    else:
-        turns = [Turn("all", "; ".join(_terse(e, scene.kind) for e in scene.entities))]
-    turns.append(Turn("first", _terse(scene.entities[0], scene.kind)))
-    for e in rng.sample(scene.entities, min(3, len(scene.entities))):
-        match scene.kind:
-            case "grid":
-                turns.append(Turn(f"row {e.row}, column {e.col}", str(e.value)))
-            case "shapes":
-                turns.append(Turn(e.name, f"{e.color} {grading.place(e.row, e.col)}"))
-                turns.append(Turn(grading.place(e.row, e.col), f"{e.color} {e.name}"))
-            case "bars":
-                turns.append(Turn(e.name, f"{e.color} {e.value}"))
-            case "receipt":
-                turns.append(Turn(e.name, str(e.value)))
-            case _:
-                turns.append(Turn(f"{e.name} {e.head}", str(e.value)))
-    pool = {"shapes": scenes.SHAPES, "bars": scenes.LETTERS, "receipt": scenes.ITEMS}.get(
-        scene.kind, ()
-    )
-    absent = [name for name in pool if scene.find(name) is None]
-    if absent:
-        turns.append(Turn(rng.choice(absent), "no"))
-    if scene.kind in ("bars", "receipt"):
-        e = max(scene.entities, key=lambda e: e.value)
-        turns.append(Turn("most", f"{e.name} {e.value}"))
-    return turns

@@ -103,12 +103,12 @@ def parse(task: str, text: str) -> dict[str, str]:
             return numbered("first", "last", "sum")
         case "shapes_describe":
             return _records(found, {"color", "shape", "place"}, "shape")
-        case "shapes_color":
+        case "shapes_color" | "shapes_absent":
             last = {"shape": every("shape")[-1]} if every("shape") else {}
             return {**present, **the("color"), **the("place"), **last}
         case "shapes_at":
             return {**the("color"), **the("shape")}
-        case "bar_value":
+        case "bar_value" | "bar_absent":
             first = {"first": every("letter")[-1]} if every("letter") else {}
             return {**present, **first, **the("color"), **the("number")}
         case "bar_compare":
@@ -124,7 +124,7 @@ def parse(task: str, text: str) -> dict[str, str]:
             return {**named, **numbered("high", "low")}
         case "bar_table":
             return _records(found, {"letter", "color", "number"}, "letter")
-        case "receipt_price":
+        case "receipt_price" | "receipt_absent":
             first = {"first": every("item")[-1]} if every("item") else {}
             return {**present, **first, **the("number")}
         case "receipt_json":

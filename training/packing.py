@@ -18,7 +18,7 @@ import torch
 from torch.utils.data import IterableDataset
 from transformers import PreTrainedTokenizerFast
 
-from specdec.training import dialogues, grading, lvlm, render, scenes
+from specdec.training import curriculum, dialogues, grading, lvlm, render, scenes
 from specdec.training.wording import Turn
 
 FACT_WEIGHT = 3.0
@@ -123,7 +123,7 @@ class Packs(IterableDataset[Batch]):
             shown.append(scenes.make_scene(seed + (1 << 40), "train", kind))
             branches = [dialogues.about_pair(shown[0], shown[1], seed + i).turns for i in range(3)]
         else:
-            turns = dialogues.brief(shown[0], rng)
+            turns = curriculum.brief(shown[0], rng)
             branches = [
                 (turn,)
                 for turn in turns[:1]

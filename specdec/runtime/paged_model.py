@@ -121,7 +121,7 @@ class PagedModel:
 
     def _inputs(self, batch: Sequence[NodeBatch]) -> dict[str, Any]:
         tokens = [token for nodes in batch for token in nodes.tokens]
-        device = self.model.get_input_embeddings().weight.device
+        device = next(self.model.get_input_embeddings().parameters()).device
         columns = []
         for nodes in batch:
             logical = torch.tensor(nodes.depths) + nodes.sequence.committed

@@ -5,7 +5,7 @@ from itertools import pairwise
 
 import pytest
 
-from specdec.training import dialogues, grading, scenes
+from specdec.training import curriculum, dialogues, grading, scenes
 
 pytest.importorskip("sklearn", reason="the train extra")
 
@@ -75,7 +75,7 @@ def test_wording_varies_and_facts_do_not() -> None:
 def test_brief_turns_are_seeded() -> None:
     """Catches an unseeded choice in the curriculum."""
     scene = scenes.make_scene(3, "train", "shapes")
-    assert dialogues.brief(scene, random.Random(1)) == dialogues.brief(scene, random.Random(1))
+    assert curriculum.brief(scene, random.Random(1)) == curriculum.brief(scene, random.Random(1))
 
 
 def test_unknown_task_is_refused() -> None:
