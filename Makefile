@@ -48,6 +48,7 @@ train-demo: $(DEV_STAMP)
 	@$(BIN)/python -m specdec.training.release --run runs/lvlm --assets runs/assets
 	@[ -e runs/assets/drafter/drafter.json ] || \
 		$(BIN)/specdec distill --verifier runs/assets/lvlm --out runs/assets/drafter \
+			--minutes 3 --answers 1024 --steps 320 --hidden 64 --intermediate 192 \
 			$$([ -e runs/assets/drafter/work/plan.json ] && echo --resume)
 
 test: $(DEV_STAMP)

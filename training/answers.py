@@ -62,7 +62,7 @@ class EmbeddedPrompts:
     Each batch is of one task, so its answers are about equally long. Needs the ``train`` extra.
 
     Args:
-        tasks: names of the tasks to ask about; none is those of the shipped model's training.
+        tasks: names of the tasks to ask about; none is those that the shipped model answers well.
 
     Raises:
         ValueError: an unknown task.
@@ -74,7 +74,7 @@ class EmbeddedPrompts:
         if unknown := set(tasks) - set(dialogues.TASK_NAMES):
             known = ", ".join(dialogues.TASK_NAMES)
             raise ValueError(f"unknown tasks {', '.join(sorted(unknown))}; known: {known}")
-        self.tasks = tuple(tasks) or target.TASKS
+        self.tasks = tuple(tasks) or target.SHIPPED
 
     def batch(self, index: int, size: int) -> Asking:
         from specdec.training import target

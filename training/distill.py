@@ -39,7 +39,7 @@ class Plan:
     Attributes:
         verifier: folder or hub id of the verifier.
         data: folder of prompts; ``None`` is the embedded LVLM's generator.
-        tasks: which of that generator's tasks; none is those it was trained on.
+        tasks: which of that generator's tasks; none is those that the shipped one answers well.
         minutes: wall time in all.
         answers: most answers.
         asking: prompts that are answered together.

@@ -39,9 +39,10 @@ class Batch(NamedTuple):
 class Mix(NamedTuple):
     """What a stage trains on."""
 
-    rows: int  # packs per batch
-    brief: int  # terse turns per pack, at most
+    rows: int  # packs per batch; even if they are twins
+    brief: int  # terse turns per pack, at most; at least one
     full: int  # full conversations per pack
+    twins: bool = False  # of every two packs half a batch apart both show images of one kind
 
 
 class Encoder:
@@ -92,7 +93,8 @@ class Packs(IterableDataset[Batch]):
 
     def batch(self, seed: int) -> Batch:
         """The batch whose first pack has this seed."""
-        packs = [self._pack(seed + i) for i in range(self.mix.rows)]
+        apart = self.mix.rows // 2 if self.mix.twins else self.mix.rows
+        packs = [self._pack(seed + i, seed + i % apart) for i in range(self.mix.rows)]
         longest = max(len(row) for row, _, _, _, _ in packs)
 
         def padded(column: int, fill: float, dtype: torch.dtype) -> torch.Tensor:
@@ -109,14 +111,14 @@ class Packs(IterableDataset[Batch]):
         )
 
     def _pack(
-        self, seed: int
+        self, seed: int, topic: int
     ) -> tuple[
         list[int], list[int], list[int], list[float], list[tuple[render.Pixels, render.Labels]]
     ]:
-        rng = random.Random(f"pack-{seed}")
+        rng, chance = random.Random(f"pack-{seed}"), random.Random(f"topic-{topic}")
         kinds = [k for k in scenes.KINDS for t in dialogues.TASKS[k] if t in self.tasks]
-        paired = self.mix.full > 0 and "pair_first" in self.tasks and rng.random() < 0.06
-        kind = "shapes" if paired else rng.choice(kinds)
+        paired = self.mix.full > 0 and "pair_first" in self.tasks and chance.random() < 0.06
+        kind = "shapes" if paired else chance.choice(kinds)
         shown = [scenes.make_scene(seed, "train", kind)]
         branches: list[tuple[Turn, ...]] = []
         if paired:
@@ -129,7 +131,6 @@ class Packs(IterableDataset[Batch]):
                 for turn in turns[:1]
                 + rng.sample(turns[1:], min(len(turns) - 1, self.mix.brief - 1))
             ]
-            branches = branches if self.mix.brief else []
             own = [t for t in dialogues.TASKS[kind] if t in self.tasks]
             for i in range(self.mix.full):
                 task = own[(seed + i) % len(own)]

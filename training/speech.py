@@ -1,4 +1,6 @@
-"""Stages 2 and 3: the decoder learns to say what the frozen tower sees, tersely, then in full."""
+"""Stages 2 to 4: the decoder learns to say what the tower sees, tersely, then in full, then with
+words that only the text decides.
+"""
 
 from __future__ import annotations
 
@@ -18,18 +20,24 @@ from specdec.training import assess, checkpoint, gaze, lvlm, optim, packing, sig
 MUON_LR, ADAM_LR = 0.02, 3e-3
 GUIDANCE = 0.3  # weight of that beside the language loss
 DENSE = 0.1  # weight of the tower's dense labels beside the language loss
+STEADINESS = 3.0  # weight of words that change with the image
 
 
 class Stage(NamedTuple):
-    """A stage of the decoder: its data and the seed they start from."""
+    """A stage of the decoder: its data, the seed they start from, its share of the learning
+    rates, and whether words are held steady (see `moved`), which takes twins.
+    """
 
     name: str
     mix: packing.Mix
     seed: int
+    pace: float = 1.0
+    steady: bool = False
 
 
 TERSE = Stage("terse", packing.Mix(rows=4, brief=8, full=0), 1 << 24)
 FULL = Stage("full", packing.Mix(rows=4, brief=4, full=4), 1 << 26)
+STEADY = Stage("steady", packing.Mix(rows=4, brief=1, full=5, twins=True), 1 << 27, 0.3, True)
 
 
 def loss_of(
@@ -37,34 +45,78 @@ def loss_of(
     batch: packing.Batch,
     named: gaze.Names,
     heads: sight.Heads | None = None,
+    other: str | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Weighted next-token loss of a packed batch, and how badly the guided heads look (see `gaze`).
+    """Loss of a packed batch, and how badly the guided heads look (see `gaze`).
 
-    With `heads` the tower learns too, kept to its reading by the dense labels of stage 1; without,
-    tower and projector get no gradient. `named` is `gaze.names`.
+    The weighted next-token loss. With `heads` the tower learns too, kept to its reading by the
+    dense labels of stage 1; without, tower and projector get no gradient. With `other`, `swapped`
+    (a batch of twins) or `blank`, how far words move with such images is added (see `moved`).
+    `named` is `gaze.names`.
     """
-    language = model.model.language_model
-    embeds = language.embed_tokens(batch.ids)
     with torch.set_grad_enabled(heads is not None):
         seen = lvlm.visual(model, lvlm.pixels(batch.images.numpy()))
-    hidden = embeds.masked_scatter((batch.ids == lvlm.IMAGE)[..., None], seen)
-    mask, turned = packing.block_mask(batch.segments), language.rotary_emb(hidden, batch.positions)
     aims, looks = gaze.aims(batch, named), []
-    for i, layer in enumerate(language.layers):
-        if i in gaze.GUIDED:
-            looks.append(gaze.missed(layer, hidden, turned, aims))
-        hidden = layer(hidden, attention_mask=mask, position_embeddings=turned)
-    hidden = language.norm(hidden)
-    # The token before a loss token is always of the same branch: a question comes first.
+
+    def look(layer: int, hidden: torch.Tensor, turned: tuple[torch.Tensor, torch.Tensor]) -> None:
+        looks.append(gaze.missed(language.layers[layer], hidden, turned, aims))
+
+    language = model.model.language_model
+    logits = _told(model, batch, seen, look)
     weights = batch.weights[:, 1:]
-    told = weights > 0
-    logits = model.lm_head(hidden[:, :-1][told])
-    losses = F.cross_entropy(logits, batch.ids[:, 1:][told], reduction="none")
-    heavy = weights[told]
+    heavy = weights[weights > 0]
+    losses = F.cross_entropy(logits, batch.ids[:, 1:][weights > 0], reduction="none")
     loss = (losses * heavy).sum() / heavy.sum()
     if heads is not None:
         loss = loss + DENSE * sight.loss_of(heads(seen), batch.labels)
+    if other is not None:
+        loss = loss + STEADINESS * moved(model, batch, seen, logits, other)
     return loss, torch.stack(looks).mean()
+
+
+def moved(
+    model: LlavaForConditionalGeneration,
+    batch: packing.Batch,
+    seen: torch.Tensor,
+    logits: torch.Tensor,
+    other: str,
+) -> torch.Tensor:
+    """How far the probabilities of words that state no fact are from `logits`, those with the right
+    images `seen`, when the images are blank or each other's twins: their mean KL divergence.
+
+    Near ties would else be decided by whatever the picture happens to be.
+    """
+    if other == "blank":
+        white = lvlm.pixels(torch.full_like(batch.images[:1], 255).numpy())
+        with torch.no_grad():
+            wrong = lvlm.visual(model, white).expand_as(seen)
+    else:
+        wrong = seen.roll(len(seen) // 2, 0)
+    weights = batch.weights[:, 1:]
+    plain = weights[weights > 0] == 1.0
+    right = logits.detach()[plain].log_softmax(-1)
+    without = _told(model, batch, wrong)[plain].log_softmax(-1)
+    return F.kl_div(without, right, reduction="batchmean", log_target=True)
+
+
+def _told(
+    model: LlavaForConditionalGeneration,
+    batch: packing.Batch,
+    seen: torch.Tensor,
+    look: Callable[[int, torch.Tensor, tuple[torch.Tensor, torch.Tensor]], None] | None = None,
+) -> torch.Tensor:
+    """Logits of the batch's loss tokens; `look` gets what enters the guided layers."""
+    language = model.model.language_model
+    embeds = language.embed_tokens(batch.ids)
+    hidden = embeds.masked_scatter((batch.ids == lvlm.IMAGE)[..., None], seen.to(embeds.dtype))
+    mask, turned = packing.block_mask(batch.segments), language.rotary_emb(hidden, batch.positions)
+    for i, layer in enumerate(language.layers):
+        if look is not None and i in gaze.GUIDED:
+            look(i, hidden, turned)
+        hidden = layer(hidden, attention_mask=mask, position_embeddings=turned)
+    # The token before a loss token is always of the same branch: a question comes first.
+    told: torch.Tensor = model.lm_head(language.norm(hidden)[:, :-1][batch.weights[:, 1:] > 0])
+    return told
 
 
 def train(
@@ -76,11 +128,13 @@ def train(
     tasks: tuple[str, ...],
     assess_with: Callable[[LlavaForConditionalGeneration], None],
     heads: sight.Heads | None = None,
+    autocast: bool = False,
 ) -> None:
     """Train for `minutes`; resumes from `file` and leaves the result there.
 
     The decoder learns; with `heads` also tower and projector, at a quarter of its rates.
-    `assess_with` is called with the model every ten minutes and at the end.
+    `assess_with` is called with the model every ten minutes and at the end. `autocast` computes in
+    bf16 what can be; the weights stay in fp32.
     """
     language = model.model.language_model
     opts = [optim.Optimizers([language], MUON_LR, ADAM_LR)]
@@ -118,10 +172,12 @@ def train(
             assessed = time.time()
             if done:
                 return
-        loss, looked = loss_of(model, next(loader), named, heads)
+        other = ("swapped", "blank")[step % 2] if stage.steady else None
+        with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+            loss, looked = loss_of(model, next(loader), named, heads, other)
         (loss + GUIDANCE * looked).backward()
         for opt in opts:
-            opt.step(optim.rate(spent / minutes))
+            opt.step(stage.pace * optim.rate(spent / minutes))
         running = loss.item() if running == 0 else 0.95 * running + 0.05 * loss.item()
         looking = looked.item() if looking == 0 else 0.95 * looking + 0.05 * looked.item()
         step += 1
