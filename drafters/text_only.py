@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from itertools import accumulate
 
 import torch
 from torch import Tensor
@@ -57,7 +58,7 @@ class TextOnlyDrafter:
         self._vocab_size = model.config.get_text_config(decoder=True).vocab_size
         self._limit = self._vocab_size
         self._visual: frozenset[int] = frozenset()
-        self._never: list[int] = []  # visual tokens, within the vocabulary
+        self._never = torch.tensor([], dtype=torch.long)  # visual tokens, within the vocabulary
         self._states: dict[int, _State] = {}
 
     @property
@@ -80,7 +81,8 @@ class TextOnlyDrafter:
             )
         self._visual = verifier.visual_token_ids
         self._limit = min(self._vocab_size, verifier.vocab_size)
-        self._never = [token for token in self._visual if token < self._limit]
+        never = [token for token in self._visual if token < self._limit]
+        self._never = torch.tensor(never, dtype=torch.long, device=self.model.device)
 
     @torch.no_grad()
     def propose(self, batch: Sequence[DraftRequest], shape: Topology) -> list[DraftTree]:
@@ -132,8 +134,7 @@ class TextOnlyDrafter:
         new = new[len(kept) :]
         if not new:
             return None
-        visible = torch.ones(len(new), len(new), dtype=torch.bool).tril_()
-        return NodeBatch(state.sequence, new, range(len(new)), visible)
+        return NodeBatch(state.sequence, new, range(len(new)))
 
     def _root_level(self, live: list[_Growing]) -> None:
         batch = []
@@ -145,8 +146,8 @@ class TextOnlyDrafter:
                 batch.append(nodes)
         if not batch:
             return
-        last = torch.tensor([len(nodes.tokens) for nodes in batch]).cumsum(0) - 1
-        logits = self._paged.forward(batch, keep=last)
+        ends = accumulate(len(nodes.tokens) for nodes in batch)
+        logits = self._paged.forward(batch, keep=torch.tensor([end - 1 for end in ends]))
         for nodes in batch:
             self._paged.kv.commit(nodes.sequence, range(len(nodes.tokens)))
         self._choose([(growing, 0) for growing in live], logits)
@@ -163,9 +164,7 @@ class TextOnlyDrafter:
 
     def _choose(self, parents: Sequence[tuple[_Growing, int]], logits: Tensor) -> None:
         """Give each parent its children, from its row of ``logits (len(parents), V)``."""
-        logits = logits[:, : self._limit].float()
-        if self._never:
-            logits[:, self._never] = -torch.inf
+        logits = logits[:, : self._limit].float().index_fill_(1, self._never, -torch.inf)
         widest = max(len(growing.shape.children[node]) for growing, node in parents)
         greedy = [row for row, (growing, _) in enumerate(parents) if growing.temperature == 0]
         if greedy:
@@ -214,7 +213,8 @@ class _Growing:
     def node_batch(self, nodes: Sequence[int], depth: int) -> NodeBatch:
         """What to run for these nodes, all of one depth; they become scratch."""
         self._cached += nodes
-        visible = self.shape.ancestors[list(nodes)][:, self._cached]
+        chained = len(self._cached) == depth  # one node a level so far
+        visible = None if chained else self.shape.ancestors[list(nodes)][:, self._cached]
         tokens = [self.tokens[node] for node in nodes]
         return NodeBatch(self.state.sequence, tokens, [depth - 1] * len(nodes), visible)
 

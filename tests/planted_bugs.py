@@ -43,9 +43,16 @@ BUGS = (
     Bug(
         "a lone node sees its siblings",
         "specdec/runtime/hook.py",
-        " and self._rows[0].visible.all():",
+        " and self._rows[0].visible is None:",
         ":",
         "tests/runtime tests/drafters tests/verifiers",
+    ),
+    Bug(
+        "nodes of a chain see what comes after them",
+        "specdec/runtime/hook.py",
+        ".triu_(segment.length - count + 1)",
+        ".triu_(segment.length - count + 2)",
+        "tests/runtime tests/verifiers tests/drafters",
     ),
     Bug(
         "sliding windows ignored",
@@ -65,15 +72,15 @@ BUGS = (
     Bug(
         "positions count nodes, not depths",
         "specdec/runtime/paged_model.py",
-        "logical = torch.tensor(nodes.depths) +",
-        "logical = torch.arange(len(nodes.depths)) +",
+        "[first + depth for depth in nodes.depths]",
+        "[first + index for index in range(len(nodes.depths))]",
         "tests/runtime tests/verifiers",
     ),
     Bug(
         "positions of M-RoPE without their offset",
         "specdec/runtime/paged_model.py",
-        "logical + nodes.offset[:, None]",
-        "logical + 0 * nodes.offset[:, None]",
+        "first = nodes.sequence.committed + offset",
+        "first = nodes.sequence.committed",
         "tests/verifiers",
     ),
     # The cache.
@@ -109,7 +116,7 @@ BUGS = (
     Bug(
         "the attention stays switched",
         "specdec/runtime/paged_model.py",
-        "vars(config)[_IMPLEMENTATION] = name",
+        "config[_IMPLEMENTATION] = name",
         "pass",
         f"tests/runtime {ENGINE}",
     ),
@@ -131,8 +138,8 @@ BUGS = (
     Bug(
         "the drafter says visual tokens",
         "drafters/text_only.py",
-        "        if self._never:\n",
-        "        if False:\n",
+        ".index_fill_(1, self._never, -torch.inf)",
+        "",
         "tests/drafters",
     ),
     # Acceptance.

@@ -98,7 +98,7 @@ class TransformersVerifier:
                     handle.sequence,
                     tree.tokens,
                     tree.topology.depths,
-                    tree.topology.ancestors,
+                    None if tree.topology.is_chain else tree.topology.ancestors,
                     handle.offset,
                 )
                 for handle, tree in zip(handles, trees, strict=True)

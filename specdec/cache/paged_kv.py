@@ -44,10 +44,13 @@ class SequenceKV:
         return self.committed + len(self.scratch_depths)
 
 
-@dataclass(slots=True)
 class _Pool:
-    keys: Tensor  # (slots, Hkv, D)
-    values: Tensor  # (slots, Hkv, Dv)
+    """Rows ``(slots, Hkv, D)`` and ``(slots, Hkv, Dv)``, and views of them in attention's order."""
+
+    def __init__(self, keys: Tensor, values: Tensor) -> None:
+        self.keys = keys
+        self.values = values
+        self.headed = keys.transpose(0, 1)[None], values.transpose(0, 1)[None]
 
 
 class PagedKV:
@@ -91,7 +94,12 @@ class PagedKV:
         if missing > 0:
             last = sequence.pages[-1] if sequence.pages else None
             room = -(-max(sequence.room, length) // self.page_size)
+            before = self.allocator.num_pages
             sequence.pages += self.allocator.allocate(missing, after=last, room=room)
+            if self.allocator.num_pages > before:
+                for layer, old in self._pools.items():
+                    pools = zip((old.keys, old.values), old.headed, strict=True)
+                    self._pools[layer] = _Pool(*(self._grown(pool, like) for pool, like in pools))
             first = sequence.pages[0]
             sequence.contiguous = sequence.pages == list(range(first, first + len(sequence.pages)))
         sequence.scratch_depths.extend(depths)
@@ -127,32 +135,20 @@ class PagedKV:
         return self._index(sequence, torch.arange(start, stop))
 
     def write(self, layer: int, slots: slice | Tensor, keys: Tensor, values: Tensor) -> None:
-        """Store ``keys (n, Hkv, D)`` and ``values (n, Hkv, Dv)`` of a layer in these slots."""
-        pool = self._pool(layer, keys, values)
-        pool.keys[slots] = keys
-        pool.values[slots] = values
-
-    def _pool(self, layer: int, keys: Tensor, values: Tensor) -> _Pool:
-        """The layer's pool, made or grown to hold every page that exists."""
-        slots = self.allocator.num_pages * self.page_size
+        """Store a layer's ``keys (1, Hkv, n, D)`` and ``values (1, Hkv, n, Dv)`` in these slots."""
         pool = self._pools.get(layer)
         if pool is None:
-            pool = _Pool(
-                keys.new_empty((slots, *keys.shape[1:])),
-                values.new_empty((slots, *values.shape[1:])),
-            )
+            pool = _Pool(self._grown(None, keys), self._grown(None, values))
             self._pools[layer] = pool
-        elif pool.keys.shape[0] < slots:
-            pool.keys = _grown(pool.keys, slots)
-            pool.values = _grown(pool.values, slots)
-        return pool
+        headed_keys, headed_values = pool.headed
+        headed_keys[:, :, slots] = keys
+        headed_values[:, :, slots] = values
 
     def layer(self, layer: int) -> tuple[Tensor, Tensor]:
-        """The pools ``(slots, Hkv, D)`` and ``(slots, Hkv, Dv)`` of a layer that has been
+        """Views ``(1, Hkv, slots, D)`` and ``(1, Hkv, slots, Dv)`` of a layer that has been
         written.
         """
-        pool = self._pools[layer]
-        return pool.keys, pool.values
+        return self._pools[layer].headed
 
     def check_integrity(self) -> None:
         """Assert that every page is free or owned by one sequence, which has just enough of
@@ -162,12 +158,14 @@ class PagedKV:
         for sequence in self._sequences.values():
             assert sequence.length <= len(sequence.pages) * self.page_size
 
+    def _grown(self, pool: Tensor | None, like: Tensor) -> Tensor:
+        """Rows of ``like (1, H, n, D)`` for every page that exists, with the old pool's."""
+        slots = self.allocator.num_pages * self.page_size
+        grown = like.new_empty((slots, like.shape[1], like.shape[3]))
+        if pool is not None:
+            grown[: pool.shape[0]] = pool
+        return grown
+
     def _index(self, sequence: SequenceKV, positions: Tensor) -> Tensor:
         table = torch.tensor(sequence.pages)
         return table[positions // self.page_size] * self.page_size + positions % self.page_size
-
-
-def _grown(pool: Tensor, slots: int) -> Tensor:
-    grown = pool.new_empty((slots, *pool.shape[1:]))
-    grown[: pool.shape[0]] = pool
-    return grown

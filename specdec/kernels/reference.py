@@ -105,9 +105,9 @@ def tree_attention(
     """Attention of every tree node of a ragged batch over its own request's keys.
 
     Args:
-        query: ``(N, Hq, D)``, the nodes of all requests, packed.
-        keys: pool ``(slots, Hkv, D)`` of one layer.
-        values: pool ``(slots, Hkv, Dv)``.
+        query: ``(1, Hq, N, D)``, the nodes of all requests, packed.
+        keys: pool ``(1, Hkv, slots, D)`` of one layer.
+        values: pool ``(1, Hkv, slots, Dv)``.
         segments: one per request; together they cover the N rows.
         mask: additive, ``(N, L)`` in the dtype of query with L ≥ every segment's length: 0 where
             node i may see logical position j of its own request, else -inf. ``None`` lets every
@@ -117,20 +117,21 @@ def tree_attention(
         sinks: ``(Hq,)``.
 
     Returns:
-        ``(N, Hq, Dv)``.
+        ``(1, Hq, N, Dv)``.
     """
     out = []
-    for segment in segments:
-        rows = slice(segment.start, segment.stop)
+    alone = len(segments) == 1
+    for start, stop, slots, length in segments:
+        seen = None if mask is None else mask[None, None, start:stop, :length]
         out.append(
             dense_attention(
-                query[rows].transpose(0, 1)[None],
-                keys[segment.slots].transpose(0, 1)[None],
-                values[segment.slots].transpose(0, 1)[None],
-                None if mask is None else mask[None, None, rows, : segment.length],
+                query if alone else query[:, :, start:stop],
+                keys[:, :, slots],
+                values[:, :, slots],
+                seen,
                 scale=scale,
                 softcap=softcap,
                 sinks=sinks,
-            )[0].transpose(0, 1)
+            )
         )
-    return out[0] if len(out) == 1 else torch.cat(out)
+    return out[0] if alone else torch.cat(out, dim=2)

@@ -56,23 +56,20 @@ class Prefill:
     def store(self, layer: int, keys: Tensor, values: Tensor) -> None:
         """Write the real tokens' keys ``(B, Hkv, T, D)`` and values ``(B, Hkv, T, Dv)``."""
         for index, (start, slots) in enumerate(self._rows):
-            self._kv.write(
-                layer,
-                slots,
-                keys[index, :, start:].transpose(0, 1),
-                values[index, :, start:].transpose(0, 1),
-            )
+            row = slice(index, index + 1)
+            self._kv.write(layer, slots, keys[row, :, start:], values[row, :, start:])
 
 
 class TreeRows(NamedTuple):
-    """New tree nodes of one sequence, already added to it as its last scratch nodes.
+    """``nodes`` new tree nodes of one sequence, already added as its last scratch nodes.
 
     ``visible`` is bool ``(nodes, scratch)``: which scratch nodes each new node may see, itself
-    included.
+    included; ``None`` is all up to itself.
     """
 
     sequence: SequenceKV
-    visible: Tensor
+    nodes: int
+    visible: Tensor | None
 
 
 class TreeForward:
@@ -84,11 +81,11 @@ class TreeForward:
         self._segments: list[Segment] = []
         self._targets: list[slice | Tensor] = []
         start = 0
-        for sequence, visible in rows:
-            stop, length = start + visible.shape[0], sequence.length
+        for sequence, count, _ in rows:
+            stop, length = start + count, sequence.length
             slots = kv.slots(sequence, 0, length)
             self._segments.append(Segment(start, stop, slots, length))
-            self._targets.append(kv.slots(sequence, length - visible.shape[0], length))
+            self._targets.append(kv.slots(sequence, length - count, length))
             start = stop
         self._layer_of_key: dict[int, int] = {}
         self._keys: list[Tensor] = []  # alive until the end of the forward, so that ids stay unique
@@ -102,13 +99,12 @@ class TreeForward:
         """Write the nodes' keys ``(1, Hkv, N, D)`` and values ``(1, Hkv, N, Dv)``."""
         self._layer_of_key[id(keys)] = layer
         self._keys.append(keys)
-        keys, values = keys[0].transpose(0, 1), values[0].transpose(0, 1)
         if len(self._targets) == 1:  # worth its own line: it runs once a layer
             self._kv.write(layer, self._targets[0], keys, values)
             return
         for segment, target in zip(self._segments, self._targets, strict=True):
             rows = slice(segment.start, segment.stop)
-            self._kv.write(layer, target, keys[rows], values[rows])
+            self._kv.write(layer, target, keys[:, :, rows], values[:, :, rows])
 
     def mask(
         self, mask_function: Callable[..., Tensor], dtype: torch.dtype, device: torch.device
@@ -117,12 +113,15 @@ class TreeForward:
         ``None`` if every node sees everything.
         """
         plain: Any = causal_mask_function
-        if mask_function is plain and self._segments[-1].stop == 1 and self._rows[0].visible.all():
-            return None
         nodes, longest = self._segments[-1].stop, max(s.length for s in self._segments)
+        if mask_function is plain and nodes == 1 and self._rows[0].visible is None:
+            return None
         mask = torch.full((nodes, longest), -math.inf, dtype=dtype)
-        for segment, (sequence, visible) in zip(self._segments, self._rows, strict=True):
+        for segment, (sequence, count, visible) in zip(self._segments, self._rows, strict=True):
             rows = mask[segment.start : segment.stop]
+            if visible is None:
+                rows[:, : segment.length].triu_(segment.length - count + 1)
+                continue
             rows[:, : sequence.committed] = 0
             rows[:, sequence.committed : segment.length].masked_fill_(visible, 0)
         if mask_function is not plain:
@@ -147,7 +146,7 @@ class TreeForward:
             )
         keys, values = self._kv.layer(layer)
         return tree_attention(
-            query[0].transpose(0, 1),
+            query,
             keys,
             values,
             self._segments,
@@ -155,20 +154,20 @@ class TreeForward:
             scale=scale,
             softcap=softcap,
             sinks=sinks,
-        )[None]
+        ).transpose(1, 2)
 
     def _model_mask(
         self, mask_function: Callable[..., Tensor], longest: int, device: torch.device
     ) -> Tensor:
         """The model's own mask ``(N, longest)``, evaluated on logical positions."""
         queries, keys = [], []
-        for segment, (sequence, visible) in zip(self._segments, self._rows, strict=True):
+        for segment, (sequence, count, _) in zip(self._segments, self._rows, strict=True):
             scratch = torch.tensor(sequence.scratch_depths) + sequence.committed
             positions = torch.zeros(longest, dtype=torch.long)
             positions[: sequence.committed] = torch.arange(sequence.committed)
             positions[sequence.committed : segment.length] = scratch
-            queries.append(scratch[-visible.shape[0] :, None])
-            keys.append(positions.expand(visible.shape[0], longest))
+            queries.append(scratch[-count:, None])
+            keys.append(positions.expand(count, longest))
         zero = torch.zeros(1, 1, 1, 1, dtype=torch.long, device=device)
         query_index = torch.cat(queries)[None, None].to(device)
         key_index = torch.cat(keys)[None, None].to(device)

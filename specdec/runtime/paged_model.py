@@ -8,8 +8,7 @@ from __future__ import annotations
 
 import inspect
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -30,7 +29,7 @@ class NodeBatch(NamedTuple):
         tokens: token ids ``(m,)``.
         depths: depth of each behind the last committed token, from 0.
         visible: bool ``(m, s + m)``: which of the s scratch nodes already there and of the new ones
-            each may see, itself included.
+            each may see, itself included; ``None`` is all up to itself, as in a chain.
         offset: int64 ``(R,)``: position = committed + depth + offset, per row of the model's
             position ids (R = 1, or 3 or 4 for M-RoPE). ``None`` is one row of zero.
     """
@@ -38,7 +37,7 @@ class NodeBatch(NamedTuple):
     sequence: SequenceKV
     tokens: Sequence[int]
     depths: Sequence[int]
-    visible: Tensor
+    visible: Tensor | None = None
     offset: Tensor | None = None
 
 
@@ -62,6 +61,7 @@ class PagedModel:
         self.cache = hook.PagedCache(model.config.get_text_config(decoder=True))
         self.seconds = 0.0  # spent inside the model's own forward
         self._text_configs = text_attention_configs(model)
+        self._embedding = model.get_input_embeddings()
         self._keeps_logits = "logits_to_keep" in inspect.signature(model.forward).parameters
 
     def prefill(
@@ -111,7 +111,9 @@ class PagedModel:
             inputs = self._inputs(batch)
             if keep is not None and self._keeps_logits:
                 inputs["logits_to_keep"] = keep
-            rows = [hook.TreeRows(nodes.sequence, nodes.visible) for nodes in batch]
+            rows = [
+                hook.TreeRows(nodes.sequence, len(nodes.tokens), nodes.visible) for nodes in batch
+            ]
             logits = self._run(hook.TreeForward(self.kv, rows), inputs)[0]
         except BaseException:
             for sequence, count in grown:
@@ -121,42 +123,38 @@ class PagedModel:
 
     def _inputs(self, batch: Sequence[NodeBatch]) -> dict[str, Any]:
         tokens = [token for nodes in batch for token in nodes.tokens]
-        device = next(self.model.get_input_embeddings().parameters()).device
-        columns = []
+        device = next(self._embedding.parameters()).device
+        # In Python as long as possible: a tensor operation takes longer than all of these.
+        rows = max((len(nodes.offset) for nodes in batch if nodes.offset is not None), default=1)
+        positions: list[list[int]] = [[] for _ in range(rows)]
         for nodes in batch:
-            logical = torch.tensor(nodes.depths) + nodes.sequence.committed
-            columns.append(
-                logical[None] if nodes.offset is None else logical + nodes.offset[:, None]
-            )
-        positions = columns[0] if len(columns) == 1 else torch.cat(columns, dim=1)
-        if positions.shape[0] > 1:
-            positions = positions[:, None]
+            offsets = [0] * rows if nodes.offset is None else nodes.offset.tolist()
+            for row, offset in zip(positions, offsets, strict=True):
+                first = nodes.sequence.committed + offset
+                row += [first + depth for depth in nodes.depths]
+        ids = torch.tensor(positions, device=device)
         return {
             "input_ids": torch.tensor([tokens], device=device),
-            "position_ids": positions.to(device),
+            "position_ids": ids if rows == 1 else ids[:, None],
         }
 
     def _run(self, forward: hook.Prefill | hook.TreeForward, inputs: Mapping[str, Any]) -> Tensor:
-        with self._hooked(forward):
+        # Through vars(): a config's own __setattr__ takes longer than all the rest.
+        configs = [vars(config) for config in self._text_configs]
+        before = [config[_IMPLEMENTATION] for config in configs]
+        token = hook.CURRENT.set(forward)
+        try:
+            for config in configs:
+                config[_IMPLEMENTATION] = hook.NAME
             began = time.perf_counter()
             out = self.model(**inputs, past_key_values=self.cache, use_cache=True, return_dict=True)
             self.seconds += time.perf_counter() - began
+        finally:
+            for config, name in zip(configs, before, strict=True):
+                config[_IMPLEMENTATION] = name
+            hook.CURRENT.reset(token)
         logits: Tensor = out.logits
         return logits
-
-    @contextmanager
-    def _hooked(self, forward: hook.Prefill | hook.TreeForward) -> Iterator[None]:
-        # Through vars(): a config's own __setattr__ takes longer than all the rest.
-        before = [vars(config)[_IMPLEMENTATION] for config in self._text_configs]
-        token = hook.CURRENT.set(forward)
-        try:
-            for config in self._text_configs:
-                vars(config)[_IMPLEMENTATION] = hook.NAME
-            yield
-        finally:
-            for config, name in zip(self._text_configs, before, strict=True):
-                vars(config)[_IMPLEMENTATION] = name
-            hook.CURRENT.reset(token)
 
 
 def text_attention_configs(model: PreTrainedModel) -> list[PretrainedConfig]:

@@ -17,7 +17,7 @@ def read(kv: PagedKV, sequence: SequenceKV, layer: int) -> tuple[list[float], li
     """First component of every key and value of the sequence, in logical order."""
     keys, values = kv.layer(layer)
     slots = kv.slots(sequence, 0, sequence.length)
-    return keys[slots][:, 0, 0].tolist(), values[slots][:, 0, 0].tolist()
+    return keys[0, 0, slots, 0].tolist(), values[0, 0, slots, 0].tolist()
 
 
 @pytest.mark.parametrize("seed", range(15))
@@ -41,7 +41,7 @@ def test_random_programs_keep_every_row(seed: int, page_size: int) -> None:
             counter += count
             slots = kv.slots(sequence, sequence.length - count, sequence.length)
             for layer in range(LAYERS):
-                keys = rows.view(-1, 1, 1).expand(-1, 2, 4)
+                keys = rows.view(1, 1, -1, 1).expand(-1, 2, -1, 4)
                 kv.write(layer, slots, keys, -keys[..., :3] - layer)
             scratch += rows.tolist()
         elif action < 0.8:
@@ -86,7 +86,7 @@ def test_pages_that_are_not_contiguous_are_gathered_in_order() -> None:
         for sequence in (first, second):
             kv.extend(sequence, [0, 1])
             slots = kv.slots(sequence, sequence.length - 2, sequence.length)
-            rows = torch.full((2, 1, 1), float(index)) + (0 if sequence is first else 100)
+            rows = torch.full((1, 1, 2, 1), float(index)) + (0 if sequence is first else 100)
             kv.write(0, slots, rows, rows)
             kv.commit(sequence, [0, 1])
     slots = kv.slots(first, 0, 8)

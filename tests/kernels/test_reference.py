@@ -66,9 +66,9 @@ def test_tree_attention_matches_the_oracle(
     allowed[3:, 9:] = False
     mask = torch.zeros(7, 14).masked_fill(~allowed, -math.inf)
     sink = torch.randn(heads) if sinks else None
-    out = tree_attention(
-        query, keys, values, segments, mask, scale=0.3, softcap=softcap, sinks=sink
-    )
+    headed = (rows.transpose(0, 1)[None] for rows in (query, keys, values))
+    out = tree_attention(*headed, segments, mask, scale=0.3, softcap=softcap, sinks=sink)
+    out = out[0].transpose(0, 1)
     for segment in segments:
         rows = slice(segment.start, segment.stop)
         expected = oracle(
