@@ -4,14 +4,12 @@
 unless a temperature is given, are read once with the right image, once with that of another
 question of the same task, once with a blank one. A *mismatch* is a place where the drafter's argmax
 differs from the verifier's. It is *image-dependent* if the verifier's argmax there changes with the
-swapped or the blank image, and
-else *image-independent*: language alone decides, and relaxed acceptance
-could give way.
+swapped or the blank image, and else *image-independent*: language alone decides, and relaxed
+acceptance could give way.
 """
 
 from __future__ import annotations
 
-import json
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -26,6 +24,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from specdec.eval import suite
+from specdec.eval.record import machine, write
 from specdec.eval.suite import Question
 from specdec.verifiers.transformers_model import read_spec
 
@@ -306,14 +305,11 @@ def mismatches(
         batch=batch,
         temperature=temperature,
     )
-    how = {"questions": len(asked), "temperature": temperature, "seed": seed}
+    how = {"machine": machine(), "questions": len(asked), "temperature": temperature, "seed": seed}
     result = {**how, **report(table)}
     _print(result)
     if out is not None:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        unfinished = out.with_suffix(".tmp")
-        unfinished.write_text(json.dumps(result, indent=2) + "\n")
-        unfinished.replace(out)
+        write(out, result)
 
 
 if __name__ == "__main__":

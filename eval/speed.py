@@ -10,12 +10,7 @@ sides; every question is answered by all methods in turn, and ratios are taken p
 
 from __future__ import annotations
 
-import json
-import os
-import platform
-import subprocess
 from collections.abc import Mapping
-from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -28,35 +23,9 @@ from specdec.drafters import TextOnlyDrafter, load_drafter
 from specdec.eval import suite
 from specdec.eval.comparison import GateError, compare
 from specdec.eval.methods import REFERENCE, all_methods
+from specdec.eval.record import machine, write
 
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
-
-
-def machine() -> dict[str, Any]:
-    """What ran this."""
-    cpu = platform.processor() or platform.machine()
-    info = Path("/proc/cpuinfo")
-    if info.is_file():
-        names = [line for line in info.read_text().splitlines() if line.startswith("model name")]
-        cpu = names[0].split(":", 1)[1].strip() if names else cpu
-    git = subprocess.run(
-        ["git", "describe", "--always", "--dirty", "--abbrev=12"],
-        cwd=Path(__file__).parent,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    return {
-        "cpu": cpu,
-        "cores": os.cpu_count(),
-        "threads": torch.get_num_threads(),
-        "load_before": round(os.getloadavg()[0], 2),
-        "system": platform.system(),
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "transformers": version("transformers"),
-        "specdec": version("specdec-lvlm") if not git.stdout else git.stdout.strip(),
-    }
 
 
 def _print(console: Console, dtype: str, result: Mapping[str, Any]) -> None:
@@ -163,10 +132,7 @@ def speed(
         console.print(f"[bold red]{error}")
         raise typer.Exit(1) from error
     if out is not None:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        unfinished = out.with_suffix(".tmp")
-        unfinished.write_text(json.dumps(record, indent=2) + "\n")
-        unfinished.replace(out)
+        write(out, record)
 
 
 if __name__ == "__main__":
