@@ -84,6 +84,8 @@ def generate(
     acceptance: str = "lossless",
     generator: torch.Generator | None = None,
     on_emission: Callable[[Emission], None] | None = None,
+    kv_cache_bytes: int | None = None,
+    verifier: TransformersVerifier | None = None,
     **kwargs: Any,
 ) -> Any:
     """``model.generate``, faster: the same arguments, the same returns, the same tokens.
@@ -100,6 +102,11 @@ def generate(
         generator: source of randomness when sampling, on the CPU; ``None`` is torch's global one.
         on_emission: called with every token as soon as it is decided: the row that it belongs to
             (``request_id``), its id, and whether a drafter proposed it.
+        kv_cache_bytes: what the verifier's keys and values may take; ``None`` is a quarter of the
+            memory that is free.
+        verifier: the model's, kept from call to call: what prompts have in common with earlier ones
+            from their beginnings on, images included, is then not computed again. ``None`` makes
+            one for this call.
         **kwargs: as for ``model.generate``.
 
     Returns:
@@ -111,9 +118,17 @@ def generate(
             that does not fit; before any work is done.
     """
     _check_arguments(model, acceptance, kwargs)
-    engine = _engine(model, drafter, tree)
+    if verifier is not None and verifier.model is not model:
+        raise ValueError(
+            f"verifier= runs another {type(verifier.model).__name__} than the "
+            f"{type(model).__name__} that is to generate; make one for it"
+        )
+    own = verifier or TransformersVerifier(model, kv_cache_bytes=kv_cache_bytes)
+    engine = _engine(own, drafter, tree)
     streamer = kwargs.pop("streamer", None)
     prepared = _prepare(model, args, kwargs)
+    if verifier is None:
+        own.shares &= len(prepared.input_ids) > 1
     return _decode(engine, prepared._replace(streamer=streamer), generator, on_emission)
 
 
@@ -141,7 +156,7 @@ def decoder(
         prepared = Prepared(
             model, input_ids, logits_processor, stopping_criteria, generation_config, model_kwargs
         )
-        return _decode(_engine(model, drafter, tree), prepared, None)
+        return _decode(_engine(TransformersVerifier(model), drafter, tree), prepared, None)
 
     return decode
 
@@ -153,15 +168,20 @@ def enabled(
     *,
     tree: Topology | int = DEFAULT_SHAPE,
     acceptance: str = "lossless",
+    kv_cache_bytes: int | None = None,
 ) -> Iterator[PreTrainedModel]:
     """Within this context ``model.generate`` is :func:`generate`, under a pipeline for instance.
 
-    The model is as before afterwards, whatever happens inside; contexts may be nested.
+    Prompts that begin alike, with the same images, are computed once as long as the context lasts
+    and ``kv_cache_bytes`` suffice. The model is as before afterwards, whatever happens inside;
+    contexts may be nested.
     """
     before = vars(model).get("generate")
+    verifier = TransformersVerifier(model, kv_cache_bytes=kv_cache_bytes)
 
     def replacement(*args: Any, **kwargs: Any) -> Any:
-        return generate(model, *args, drafter=drafter, tree=tree, acceptance=acceptance, **kwargs)
+        how: dict[str, Any] = {"drafter": drafter, "tree": tree, "acceptance": acceptance}
+        return generate(model, *args, verifier=verifier, **how, **kwargs)
 
     # Through vars(): torch's Module.__setattr__ has no say about a plain function.
     vars(model)["generate"] = replacement
@@ -194,9 +214,9 @@ def resolve_drafter(drafter: DrafterLike, model: PreTrainedModel) -> Drafter | N
     )
 
 
-def _engine(model: PreTrainedModel, drafter: DrafterLike, tree: Topology | int) -> Engine:
+def _engine(verifier: TransformersVerifier, drafter: DrafterLike, tree: Topology | int) -> Engine:
     shape = chain(tree) if isinstance(tree, int) else tree
-    return Engine(TransformersVerifier(model), resolve_drafter(drafter, model), shape)
+    return Engine(verifier, resolve_drafter(drafter, verifier.model), shape)
 
 
 def _check_arguments(model: PreTrainedModel, acceptance: str, kwargs: Mapping[str, Any]) -> None:
@@ -243,8 +263,29 @@ def _prepare(model: PreTrainedModel, args: tuple[Any, ...], kwargs: dict[str, An
             f"{type(model).__name__} has no generate method; it is no generative model"
         )
     generate_of_class: Any = type(model).generate  # not that of `enabled`
-    prepared: Prepared = generate_of_class(model, *args, custom_generate=capture, **kwargs)
+    with _images_unread(model, kwargs):
+        prepared: Prepared = generate_of_class(model, *args, custom_generate=capture, **kwargs)
     return prepared
+
+
+@contextmanager
+def _images_unread(model: PreTrainedModel, kwargs: Mapping[str, Any]) -> Iterator[None]:
+    """Within this context transformers prepares ``generate`` without running the vision tower.
+
+    From 5.23 on it does so beforehand, though the image may be in the cache. Only where it expands
+    rows for several samples each is it left to: pixels of rows with several images it cannot.
+    """
+    config = kwargs.get("generation_config") or model.generation_config
+    samples = kwargs.get("num_return_sequences") or config.num_return_sequences or 1
+    name = "_prepare_multimodal_encoder_kwargs_for_generation"
+    if samples > 1 or not hasattr(model, name):
+        yield
+        return
+    vars(model)[name] = lambda model_kwargs: model_kwargs
+    try:
+        yield
+    finally:
+        del vars(model)[name]
 
 
 def _decode(

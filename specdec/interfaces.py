@@ -103,10 +103,12 @@ class Prefilled(NamedTuple):
     handles: per row what the verifier knows the request by. Opaque; owned by the engine until it
         passes it to ``release``.
     logits: ``(B, V)`` behind each row's last token.
+    cached: per row the tokens whose keys were there already.
     """
 
     handles: list[Any]
     logits: Tensor
+    cached: list[int]
 
 
 class Verifier(Protocol):
@@ -120,8 +122,9 @@ class Verifier(Protocol):
     def model_seconds(self) -> float:
         """Seconds spent so far inside the model's forward over trees; prefill is not counted."""
 
-    def prefill(self, prompt: Prompt, room: int) -> Prefilled:
-        """Run the prompts; ``room`` is the number of tokens that a row is expected to grow to.
+    def prefill(self, prompt: Prompt, room: int, rows: Sequence[int] | None = None) -> Prefilled:
+        """Run the prompts; ``room`` is the number of tokens that a row is expected to grow to, and
+        ``rows`` are those that are wanted, in this order (``None`` for all).
 
         On an exception no keys stay behind.
         """

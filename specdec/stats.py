@@ -63,6 +63,9 @@ class AcceptanceStats:
         num_accepted_tokens_per_pos: entry i: the steps in which a draft token at depth i + 1 was
             accepted; as long as the deepest tree.
         num_generated_tokens: tokens handed out, that of prefill included.
+        num_prompt_tokens: tokens of the prompts, visual ones included, padding excluded.
+        num_cached_tokens: those of them whose keys were there already.
+        num_preemptions: times a request gave its pages up, to be computed again later.
         times: where the time went.
     """
 
@@ -72,6 +75,9 @@ class AcceptanceStats:
     acceptance_histogram: dict[int, int] = field(default_factory=dict)
     num_accepted_tokens_per_pos: list[int] = field(default_factory=list)
     num_generated_tokens: int = 0
+    num_prompt_tokens: int = 0
+    num_cached_tokens: int = 0
+    num_preemptions: int = 0
     times: StepTimes = field(default_factory=StepTimes)
 
     @property
@@ -111,6 +117,9 @@ class AcceptanceStats:
         self.num_draft_tokens += other.num_draft_tokens
         self.num_accepted_draft_tokens += other.num_accepted_draft_tokens
         self.num_generated_tokens += other.num_generated_tokens
+        self.num_prompt_tokens += other.num_prompt_tokens
+        self.num_cached_tokens += other.num_cached_tokens
+        self.num_preemptions += other.num_preemptions
         for accepted, steps in other.acceptance_histogram.items():
             self.acceptance_histogram[accepted] = self.acceptance_histogram.get(accepted, 0) + steps
         self._reach(len(other.num_accepted_tokens_per_pos))

@@ -113,6 +113,49 @@ BUGS = (
         "                pass\n",
         f"tests/runtime {ENGINE}",
     ),
+    # Shared pages.
+    Bug(
+        "a shared page is written",
+        "specdec/cache/paged_kv.py",
+        "copied = used > 0 and self.allocator.refs(sequence.pages[first]) > 1",
+        "copied = False",
+        "tests/cache",
+    ),
+    Bug(
+        "pixels are not part of a page's name",
+        "verifiers/page_keys.py",
+        "for place in range(start, stop) if place in pixels]",
+        "for place in range(start, stop) if False]",
+        "tests/verifiers/test_sharing.py",
+    ),
+    Bug(
+        "too little is copied of a marked page",
+        "specdec/cache/paged_kv.py",
+        "mark.length % self.page_size)",
+        "mark.length % self.page_size - 1)",
+        "tests/cache",
+    ),
+    Bug(
+        "the text behind a cached image has positions of its own",
+        "verifiers/transformers_model.py",
+        "range(len(rest)), None, handle.offset",
+        "range(len(rest)), None, 0 * handle.offset",
+        "tests/verifiers/test_sharing.py",
+    ),
+    Bug(
+        "a page that is given away keeps its name",
+        "specdec/cache/pages.py",
+        "                del self._page_of[key]\n",
+        "                pass\n",
+        "tests/cache",
+    ),
+    Bug(
+        "what a preempted request said is not computed again",
+        "specdec/engine/engine.py",
+        "        if said:\n",
+        "        if False:\n",
+        "tests/verifiers/test_sharing.py",
+    ),
     # The model is left as it was.
     Bug(
         "the attention stays switched",

@@ -75,6 +75,7 @@ def test_json_round_trip() -> None:
     """JSON turns the histogram's integer keys into text; they have to come back as integers."""
     stats = recorded([(3, 1, 3), (3, 3, 3)])
     stats.num_generated_tokens = 7
+    stats.num_prompt_tokens, stats.num_cached_tokens, stats.num_preemptions = 20, 16, 1
     stats.times.merge(StepTimes(draft=0.25, model_forward=0.125))
     stats.times.merge(StepTimes(draft=0.25, prefill=1.0))
     text = json.dumps(stats.to_dict())
@@ -93,6 +94,9 @@ def test_names_are_those_of_vllm() -> None:
         "num_accepted_draft_tokens",
         "num_accepted_tokens_per_pos",
         "num_generated_tokens",
+        "num_prompt_tokens",
+        "num_cached_tokens",
+        "num_preemptions",
         "times",
     }
 

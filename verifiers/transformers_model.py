@@ -6,8 +6,10 @@ what lies behind every node of a tree. Knows nothing of drafting or acceptance.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import Any
 
 import torch
@@ -15,44 +17,64 @@ from torch import Tensor
 from transformers import PreTrainedModel
 from transformers.cache_utils import get_layer_types_and_kwargs
 
-from specdec.cache import SequenceKV
+from specdec.cache import SequenceKV, page_key
 from specdec.interfaces import Prefilled, Prompt, VerifierSpec
-from specdec.runtime import NodeBatch, PagedModel
+from specdec.runtime import NodeBatch, PagedModel, PrefillRow
 from specdec.tree import DraftTree
+from specdec.verifiers.page_keys import RowKeys, prompt_keys
 
 SUPPORTED_LAYERS = frozenset({"full_attention", "sliding_attention", "chunked_attention"})
+# Models in whose prompts every token sees every other: a beginning is nothing of its own.
+_WHOLE_PROMPT = frozenset({"paligemma"})
 _VISUAL_ID_NAMES = ("image_token_id", "image_token_index", "video_token_id", "video_token_index")
 
 
 @dataclass(slots=True, eq=False)
 class _Handle:
-    """``offset``: int64 ``(R,)``, what is added to a logical index to get its position."""
+    """``text``: the committed tokens. ``offset``: int64 ``(R,)``, what is added to a logical index
+    to get its position. ``tree``: the last one that was verified.
+    """
 
     sequence: SequenceKV
+    text: list[int]
     offset: Tensor
+    tree: DraftTree | None = None
 
 
 class TransformersVerifier:
     """Verifier over a transformers model. Its ``spec`` is what drafters are checked against.
 
+    Requests share the pages of whatever they have in common from their beginnings on: the text and
+    the pixels of the images in it. What is shared is computed once, as long as the verifier lives;
+    pages that nobody uses any more are given away, the longest unused first, when others are
+    needed. If weights change meanwhile, make a new verifier.
+
     Args:
         model: the model; it is left as it was between two calls.
         page_size: tokens a page of the key-value cache.
-        max_pages: most pages; ``None`` grows as needed.
+        kv_cache_bytes: what keys and values may take; ``None`` is a quarter of the memory that is
+            free now.
+
+    Attributes:
+        shares: whether prompts to come are compared with what there is. Off where a prompt's tokens
+            all see each other, and worth turning off where there will be one prompt only: naming
+            pixels takes a pass over them.
 
     Raises:
         ValueError: the model is of a kind that specdec cannot run; the message says which part.
     """
 
     def __init__(
-        self, model: PreTrainedModel, *, page_size: int = 16, max_pages: int | None = None
+        self, model: PreTrainedModel, *, page_size: int = 16, kv_cache_bytes: int | None = None
     ) -> None:
         problems = unsupported(model)
         if problems:
             raise ValueError(f"{type(model).__name__} cannot be a verifier: {'; '.join(problems)}")
         self.spec = read_spec(model)
         self.model = model
-        self._paged = PagedModel(model, page_size=page_size, max_pages=max_pages)
+        budget = _free_bytes(model.device) // 4 if kv_cache_bytes is None else kv_cache_bytes
+        self._paged = PagedModel(model, page_size=page_size, kv_cache_bytes=budget)
+        self.shares = model.config.model_type not in _WHOLE_PROMPT
         self._prefill_seconds = 0.0
 
     @property
@@ -60,38 +82,112 @@ class TransformersVerifier:
         """Seconds inside the model's forward over trees."""
         return self._paged.seconds - self._prefill_seconds
 
-    def prefill(self, prompt: Prompt, room: int) -> Prefilled:
-        """Run the prompts and record where each row's positions ended."""
-        kv = self._paged.kv
+    def prefill(self, prompt: Prompt, room: int, rows: Sequence[int] | None = None) -> Prefilled:
+        """Run the prompts and record where each row's positions ended.
+
+        A row whose beginning is in the cache runs the rest only, if no image is in that; the
+        vision tower runs for the other rows, if there are any.
+        """
+        kv, padding = self._paged.kv, prompt.padding
+        chosen = range(len(padding)) if rows is None else rows
+        texts = [prompt.input_ids[row, padding[row] :].tolist() for row in chosen]
+        keys = [RowKeys([], None)] * len(padding)
+        if self.shares:
+            keys = prompt_keys(prompt, self.spec.visual_token_ids, kv.page_size)
+        inputs = self._inputs(prompt)
+        last = _last_positions(inputs.get("position_ids"), prompt.input_ids, padding)
+        twins = self._twins(texts, [keys[row].pages for row in chosen])
+        handles: dict[int, _Handle] = {}
+        logits: dict[int, Tensor] = {}
+        began = self._paged.seconds
+        try:
+            for i, (row, text) in enumerate(zip(chosen, texts, strict=True)):
+                if twins[i] == i:
+                    sequence = self._begin(text, keys[row], room)
+                    handles[i] = _Handle(sequence, text, last[:, row] + 1 - len(text))
+            cached = {i: handle.sequence.committed for i, handle in handles.items()}
+            fresh = [i for i, count in cached.items() if count == 0]
+            if fresh:
+                first = [
+                    PrefillRow(chosen[i], handles[i].sequence, padding[chosen[i]]) for i in fresh
+                ]
+                logits |= zip(fresh, self._paged.prefill(inputs, first), strict=True)
+            found = [i for i, count in cached.items() if count > 0]
+            if found:
+                logits |= zip(found, self._go_on([handles[i] for i in found]), strict=True)
+        except BaseException:
+            for handle in handles.values():
+                kv.free(handle.sequence)
+            raise
+        self._prefill_seconds += self._paged.seconds - began
+        for i, twin in enumerate(twins):
+            if twin != i:
+                same = handles[twin]
+                handles[i] = _Handle(kv.fork(same.sequence), list(same.text), same.offset)
+                cached[i] = len(same.text)
+        order = range(len(texts))
+        return Prefilled(
+            [handles[i] for i in order],
+            torch.stack([logits[twins[i]] for i in order]),
+            [cached[i] for i in order],
+        )
+
+    def _twins(self, texts: Sequence[list[int]], keys: Sequence[list[bytes]]) -> list[int]:
+        """For each row the first that is the same, pixels included; itself if there is none."""
+        firsts: dict[Any, int] = {}
+        twins = []
+        for i, (text, known) in enumerate(zip(texts, keys, strict=True)):
+            # Pixels that are in no full page have no key.
+            rest = text[len(known) * self._paged.kv.page_size :]
+            plain = self.shares and self.spec.visual_token_ids.isdisjoint(rest)
+            twins.append(firsts.setdefault((tuple(text), tuple(known)) if plain else i, i))
+        return twins
+
+    def _go_on(self, handles: Sequence[_Handle]) -> Tensor:
+        """Run and commit what is left of the texts; logits ``(len(handles), V)`` behind them."""
+        batch = []
+        for handle in handles:
+            rest = handle.text[handle.sequence.committed :]
+            batch.append(NodeBatch(handle.sequence, rest, range(len(rest)), None, handle.offset))
+        ends = accumulate(len(nodes.tokens) for nodes in batch)
+        logits = self._paged.forward(batch, keep=torch.tensor([end - 1 for end in ends]))
+        for nodes in batch:
+            self._paged.kv.commit(nodes.sequence, range(len(nodes.tokens)))
+        return logits
+
+    def _inputs(self, prompt: Prompt) -> dict[str, Any]:
         kwargs = dict(prompt.model_kwargs) | {
             "past_key_values": self._paged.cache,
             "use_cache": True,
         }
         # Any: the attribute comes from a mixin that PreTrainedModel does not declare.
         model: Any = self.model
-        inputs = model.prepare_inputs_for_generation(
+        inputs: dict[str, Any] = model.prepare_inputs_for_generation(
             prompt.input_ids, is_first_iteration=True, **kwargs
         )
         for name in ("past_key_values", "use_cache"):
             inputs.pop(name, None)
-        began = self._paged.seconds
-        sequences = [kv.add(room) for _ in prompt.padding]
-        try:
-            logits = self._paged.prefill(inputs, sequences, prompt.padding)
-        except BaseException:
-            for sequence in sequences:
-                kv.free(sequence)
-            raise
-        self._prefill_seconds += self._paged.seconds - began
-        last = _last_positions(inputs.get("position_ids"), prompt.input_ids, prompt.padding)
-        handles = [
-            _Handle(sequence, last[:, row] + 1 - sequence.committed)
-            for row, sequence in enumerate(sequences)
-        ]
-        return Prefilled(handles, logits)
+        return inputs
+
+    def _begin(self, text: Sequence[int], keys: RowKeys, room: int) -> SequenceKV:
+        """A sequence with what is cached of ``text``: not its last token, whose logits are wanted,
+        and nothing if an image is left to be read.
+        """
+        kv = self._paged.kv
+        most = (len(text) - 1) // kv.page_size
+        mark = keys.images_end if keys.images_end and keys.images_end.length < len(text) else None
+        sequence = kv.add(room, keys.pages[:most], mark)
+        if not self.spec.visual_token_ids.isdisjoint(text[sequence.committed :]):
+            kv.free(sequence)
+            sequence = kv.add(room)
+            sequence.mark = mark
+        kv.name(sequence, keys.pages[len(sequence.keys) :])
+        return sequence
 
     def verify(self, handles: Sequence[_Handle], trees: Sequence[DraftTree]) -> Tensor:
         """Logits ``(N, V)`` behind every node, packed in order, in one forward."""
+        for handle, tree in zip(handles, trees, strict=True):
+            handle.tree = tree
         return self._paged.forward(
             [
                 NodeBatch(
@@ -107,7 +203,16 @@ class TransformersVerifier:
 
     def commit(self, handle: _Handle, nodes: Sequence[int]) -> None:
         """Keep the path's keys, drop the other nodes'."""
-        self._paged.kv.commit(handle.sequence, nodes)
+        kv, sequence = self._paged.kv, handle.sequence
+        kv.commit(sequence, nodes)
+        assert handle.tree is not None
+        handle.text += [handle.tree.tokens[node] for node in nodes]
+        while self.shares and len(sequence.keys) < sequence.committed // kv.page_size:
+            start = len(sequence.keys) * kv.page_size
+            page = handle.text[start : start + kv.page_size]
+            if not self.spec.visual_token_ids.isdisjoint(page):
+                break  # what its pixels are is not known any more
+            kv.name(sequence, [page_key(sequence.keys[-1] if start else b"", page)])
 
     def release(self, handle: _Handle) -> None:
         """Give the request's pages back."""
@@ -121,6 +226,18 @@ class TransformersVerifier:
     def pages_taken(self) -> int:
         """Pages that hold keys of some request."""
         return self._paged.kv.allocator.num_taken
+
+    @property
+    def bytes_per_page(self) -> int:
+        """What a page takes in all layers; 0 before the first prompt."""
+        return self._paged.kv.bytes_per_page
+
+
+def _free_bytes(device: torch.device) -> int:
+    """Memory that is free where the model is."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
 
 
 def unsupported(model: PreTrainedModel) -> list[str]:

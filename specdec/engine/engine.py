@@ -9,25 +9,19 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from specdec.acceptance import Verdict, accept_greedy, accept_sampled, uniforms_needed
+from specdec.cache import OutOfPages
 from specdec.engine.request import Decoding, Emission, Request
 from specdec.interfaces import Drafter, Prompt, Verifier
 from specdec.stats import AcceptanceStats
 from specdec.tree import DraftTree, Topology, chain, root_only
 
 DEFAULT_SHAPE = chain(4)
-
-
-class _Group(NamedTuple):
-    """Requests that wait to be prefilled together."""
-
-    prompt: Prompt
-    requests: list[Request]
 
 
 class Engine:
@@ -51,7 +45,8 @@ class Engine:
         self.drafter = drafter
         self.shape = shape
         self.stats = AcceptanceStats()
-        self._waiting: list[_Group] = []
+        self._waiting: list[list[Request]] = []  # rows of one prompt each
+        self._full = False  # the pages do not suffice for those who wait
         self._running: list[Request] = []
         self._next_id = 0
 
@@ -71,7 +66,7 @@ class Engine:
             Request.from_row(self._next_id + row, prompt, row, decoding) for row in range(rows)
         ]
         self._next_id += rows
-        self._waiting.append(_Group(prompt, requests))
+        self._waiting.append(requests)
         return requests
 
     @property
@@ -83,16 +78,24 @@ class Engine:
     def step(self) -> list[Emission]:
         """Prefill what waits, or else advance every running request by one tree.
 
+        Where the pages do not suffice, those who wait wait on, and the youngest of those who run
+        give theirs up; they are computed again when there is room.
+
         Returns:
             The new tokens, in order within each request.
+
+        Raises:
+            OutOfPages: not even a single request fits.
         """
-        if self._waiting:
-            return self._prefill(self._waiting.pop(0))
-        running = self._running
+        if self._waiting and not self._full:
+            emissions = self._admit(self._waiting.pop(0))
+            if emissions is not None:
+                return emissions
         with self._timed("draft"):
-            trees = self._draft(running)
+            trees = self._draft(self._running)
         with self._timed("verify"):
-            logits = self._verify(running, trees)
+            logits = self._verify(trees)
+        running = self._running
         with self._timed("accept"):
             blocks = logits.split([len(tree) for tree in trees])
             targets = [Target(*parts) for parts in zip(running, trees, blocks, strict=True)]
@@ -111,20 +114,69 @@ class Engine:
         self._running.clear()
         self._waiting.clear()
 
-    def _prefill(self, group: _Group) -> list[Emission]:
+    def _admit(self, requests: list[Request]) -> list[Emission] | None:
+        """Let these requests run, or some of them if the pages do not suffice; ``None`` if it is
+        none.
+        """
         began = time.perf_counter()
-        room = group.requests[0].decoding.max_length + len(self.shape)
-        handles, logits = self.verifier.prefill(group.prompt, room)
-        for request, handle in zip(group.requests, handles, strict=True):
+        try:
+            emissions = self._prefill(requests)
+        except OutOfPages:
+            half = len(requests) // 2
+            self._waiting[:0] = [part for part in (requests[:half], requests[half:]) if part]
+            self._full = half == 0
+            if self._full and not self._running:
+                raise
+            return [] if half else None
+        finally:
+            self.stats.times.prefill += time.perf_counter() - began
+        return emissions
+
+    def _prefill(self, requests: list[Request]) -> list[Emission]:
+        room = requests[0].decoding.max_length + len(self.shape)
+        rows = [request.row for request in requests]
+        handles, logits, cached = self.verifier.prefill(requests[0].prompt, room, rows)
+        try:
+            for request, handle in zip(requests, handles, strict=True):
+                self._catch_up(request, handle)
+        except BaseException:
+            for handle in handles:
+                self.verifier.release(handle)
+            raise
+        emissions = []
+        for request, handle, row, count in zip(requests, handles, logits, cached, strict=True):
             request.handle = handle
             self._running.append(request)
-        emissions = []
-        for request, row in zip(group.requests, logits, strict=True):
-            target = Target(request, root_only(request.view.tokens[-1]), row[None])
-            emissions += _emit(target, _accept(target))
+            for stats in (request.stats, self.stats):
+                stats.num_prompt_tokens += request.view.prompt_length
+                stats.num_cached_tokens += count
+            if not request.output:
+                target = Target(request, root_only(request.view.tokens[-1]), row[None])
+                emissions += _emit(target, _accept(target))
         self._retire()
-        self.stats.times.prefill += time.perf_counter() - began
         return emissions
+
+    def _catch_up(self, request: Request, handle: Any) -> None:
+        """Compute the keys of what the request had said before it was preempted, its last token
+        excepted.
+        """
+        said = request.output[:-1]
+        if said:
+            tree = DraftTree(chain(len(said) - 1), tuple(said))
+            self.verifier.verify([handle], [tree])
+            self.verifier.commit(handle, range(len(said)))
+
+    def _preempt(self) -> None:
+        """The youngest running request gives up its keys and waits."""
+        request = self._running.pop()
+        self.verifier.release(request.handle)
+        request.handle = None
+        if self.drafter is not None:
+            self.drafter.release(request.view.id)
+        self._waiting.insert(0, [request])
+        self._full = True
+        for stats in (request.stats, self.stats):
+            stats.num_preemptions += 1
 
     def _draft(self, running: Sequence[Request]) -> list[DraftTree]:
         if self.drafter is None:
@@ -140,9 +192,19 @@ class Engine:
             assert tree.topology.depth <= request.view.max_depth, "a tree is deeper than it may be"
         return trees
 
-    def _verify(self, running: Sequence[Request], trees: Sequence[DraftTree]) -> Tensor:
+    def _verify(self, trees: list[DraftTree]) -> Tensor:
+        """Logits of all nodes; requests that are preempted for it take their trees along."""
         before = self.verifier.model_seconds
-        logits = self.verifier.verify([request.handle for request in running], trees)
+        while True:
+            try:
+                handles = [request.handle for request in self._running]
+                logits = self.verifier.verify(handles, trees)
+                break
+            except OutOfPages:
+                if len(self._running) == 1:
+                    raise
+                self._preempt()
+                trees.pop()
         self.stats.times.model_forward += self.verifier.model_seconds - before
         return logits
 
@@ -158,6 +220,7 @@ class Engine:
         for request in self._running:
             if request.finished:
                 self._release(request)
+                self._full = False
         self._running = [request for request in self._running if not request.finished]
 
     def _release(self, request: Request) -> None:

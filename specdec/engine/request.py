@@ -58,18 +58,20 @@ class Request:
     """A request that the engine runs.
 
     Attributes:
+        prompt: the batch that the request's row belongs to.
         view: what drafters see; its ``tokens`` are the prompt without padding, and the output.
         decoding: how to choose and when to stop.
         ids: int64 ``(max_length,)``: the padded prompt and the output, on the CPU or where the
             prompt was.
         length: how much of ``ids`` is filled.
         row: which row of its batch the request is.
-        handle: the verifier's; ``None`` before prefill and after release.
+        handle: the verifier's; ``None`` while the request holds no keys.
         finished: the answer is complete.
         scores: per output token its processed scores ``(V,)``, if kept.
         logits: per output token its raw logits ``(V,)``, if kept.
     """
 
+    prompt: Prompt
     view: DraftRequest
     decoding: Decoding
     ids: Tensor
@@ -96,7 +98,7 @@ class Request:
             temperature=decoding.temperature if decoding.do_sample else 0.0,
             generator=decoding.generator,
         )
-        return cls(view=view, decoding=decoding, ids=ids, length=len(padded), row=row)
+        return cls(prompt, view=view, decoding=decoding, ids=ids, length=len(padded), row=row)
 
     @property
     def output(self) -> list[int]:

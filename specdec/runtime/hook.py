@@ -36,10 +36,11 @@ _SLIDING = ("sliding_attention", "hybrid_sliding", "chunked_attention")
 
 
 class PrefillRow(NamedTuple):
-    """One row of a prefill: its tokens ``[start, T)`` go to the sequence, ``[0, start)`` is
-    padding.
+    """Row ``row`` of a prefill: its tokens ``[start, T)`` go to the sequence, ``[0, start)`` is
+    padding. Rows that nobody names are computed and dropped.
     """
 
+    row: int
     sequence: SequenceKV
     start: int
 
@@ -51,12 +52,14 @@ class Prefill:
 
     def __init__(self, kv: PagedKV, rows: Sequence[PrefillRow]) -> None:
         self._kv = kv
-        self._rows = [(row.start, kv.slots(row.sequence, 0, row.sequence.length)) for row in rows]
+        self._rows = [
+            (slice(row, row + 1), start, kv.slots(sequence, 0, sequence.length))
+            for row, sequence, start in rows
+        ]
 
     def store(self, layer: int, keys: Tensor, values: Tensor) -> None:
         """Write the real tokens' keys ``(B, Hkv, T, D)`` and values ``(B, Hkv, T, Dv)``."""
-        for index, (start, slots) in enumerate(self._rows):
-            row = slice(index, index + 1)
+        for row, start, slots in self._rows:
             self._kv.write(layer, slots, keys[row, :, start:], values[row, :, start:])
 
 

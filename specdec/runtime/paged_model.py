@@ -17,6 +17,7 @@ from transformers import PretrainedConfig, PreTrainedModel
 
 from specdec.cache import PagedKV, SequenceKV
 from specdec.runtime import hook
+from specdec.runtime.hook import PrefillRow
 
 _IMPLEMENTATION = "_attn_implementation_internal"
 
@@ -47,48 +48,45 @@ class PagedModel:
     Args:
         model: a decoder-only transformers model, text-only or vision-language.
         page_size: tokens a page.
-        max_pages: most pages; ``None`` grows as needed.
+        kv_cache_bytes: what keys and values may take in all; ``None`` grows as needed.
 
     Raises:
         ValueError: the model's attention cannot be replaced through transformers' interfaces.
     """
 
     def __init__(
-        self, model: PreTrainedModel, *, page_size: int = 16, max_pages: int | None = None
+        self, model: PreTrainedModel, *, page_size: int = 16, kv_cache_bytes: int | None = None
     ) -> None:
         self.model = model
-        self.kv = PagedKV(page_size, max_pages)
+        self.kv = PagedKV(page_size)
+        self._budget = kv_cache_bytes
         self.cache = hook.PagedCache(model.config.get_text_config(decoder=True))
         self.seconds = 0.0  # spent inside the model's own forward
         self._text_configs = text_attention_configs(model)
         self._embedding = model.get_input_embeddings()
         self._keeps_logits = "logits_to_keep" in inspect.signature(model.forward).parameters
 
-    def prefill(
-        self, inputs: Mapping[str, Any], sequences: Sequence[SequenceKV], starts: Sequence[int]
-    ) -> Tensor:
+    def prefill(self, inputs: Mapping[str, Any], rows: Sequence[PrefillRow]) -> Tensor:
         """Run whole prompts and commit their keys.
 
         Args:
             inputs: what the model's forward takes, without a cache; rows are left-padded.
-            sequences: an empty sequence per row.
-            starts: per row the number of padding tokens on its left.
+            rows: those that are wanted, each with an empty sequence.
 
         Returns:
-            logits ``(B, V)`` at each row's last token.
+            logits ``(len(rows), V)`` at each row's last token.
+
+        Raises:
+            OutOfPages: the page limit is reached.
         """
         ids = inputs.get("input_ids")
         length = (ids if ids is not None else inputs["inputs_embeds"]).shape[1]
-        for sequence, start in zip(sequences, starts, strict=True):
-            self.kv.extend(sequence, range(length - start))
-        rows = [
-            hook.PrefillRow(sequence, start)
-            for sequence, start in zip(sequences, starts, strict=True)
-        ]
-        out = self._run(hook.Prefill(self.kv, rows), inputs)
-        for sequence in sequences:
-            self.kv.commit(sequence, range(len(sequence.scratch_depths)))
-        return out[:, -1]
+        for row in rows:
+            self.kv.extend(row.sequence, range(length - row.start))
+        logits = self._run(hook.Prefill(self.kv, rows), inputs)[:, -1]
+        for row in rows:
+            self.kv.commit(row.sequence, range(len(row.sequence.scratch_depths)))
+        return logits if len(rows) == len(logits) else logits[[row.row for row in rows]]
 
     def forward(self, batch: Sequence[NodeBatch], *, keep: Tensor | None = None) -> Tensor:
         """Run the new nodes of all sequences in one forward; they stay as scratch.
@@ -153,6 +151,10 @@ class PagedModel:
             for config, name in zip(configs, before, strict=True):
                 config[_IMPLEMENTATION] = name
             hook.CURRENT.reset(token)
+        if self._budget is not None:
+            # Only now is known what a page takes: layers differ in heads, dtypes and sharing.
+            self.kv.allocator.limit = max(1, self._budget // self.kv.bytes_per_page)
+            self._budget = None
         logits: Tensor = out.logits
         return logits
 

@@ -14,7 +14,7 @@ from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel
 
 from specdec.cache import OutOfPages
-from specdec.runtime import NodeBatch, PagedModel, hook
+from specdec.runtime import NodeBatch, PagedModel, PrefillRow, hook
 from specdec.runtime.paged_model import text_attention_configs
 from specdec.tree import chain, random_topology
 from support import families
@@ -39,7 +39,7 @@ def plain_logits(model: PreTrainedModel, prompt: Tensor, path: list[int]) -> Ten
 def prefilled(model: PreTrainedModel, prompt: Tensor, **options: Any) -> tuple[PagedModel, Any]:
     paged = PagedModel(model, **options)
     sequence = paged.kv.add()
-    paged.prefill({"input_ids": prompt}, [sequence], [0])
+    paged.prefill({"input_ids": prompt}, [PrefillRow(0, sequence, 0)])
     return paged, sequence
 
 
@@ -94,7 +94,7 @@ def test_a_ragged_batch_equals_each_sequence_alone() -> None:
     batch = []
     for index, prompt in enumerate(prompts):
         sequence = paged.kv.add()
-        paged.prefill({"input_ids": prompt}, [sequence], [0])
+        paged.prefill({"input_ids": prompt}, [PrefillRow(0, sequence, 0)])
         topology = random_topology(4 + index, index)
         tokens = torch.randint(2, 140, (len(topology),)).tolist()
         batch.append(NodeBatch(sequence, tokens, topology.depths, topology.ancestors))
@@ -118,7 +118,8 @@ def test_left_padded_rows_are_stored_without_their_padding() -> None:
     paged = PagedModel(model)
     sequences = [paged.kv.add(), paged.kv.add()]
     inputs = {"input_ids": ids, "attention_mask": mask, "position_ids": positions}
-    last = paged.prefill(inputs, sequences, [0, 4])
+    rows = [PrefillRow(0, sequences[0], 0), PrefillRow(1, sequences[1], 4)]
+    last = paged.prefill(inputs, rows)
     assert [sequence.committed for sequence in sequences] == [9, 5]
     for row, prompt in enumerate((ids[:1], ids[1:, 4:])):
         torch.testing.assert_close(last[row], model(prompt).logits[0, -1], atol=1e-4, rtol=1e-4)
@@ -178,14 +179,27 @@ def test_a_failing_forward_leaves_model_and_pages_as_they_were(
 
 def test_a_full_cache_leaves_every_sequence_as_it_was() -> None:
     model = families.causal_lm(0)
-    paged, first = prefilled(model, torch.randint(2, 140, (1, 4)), page_size=4, max_pages=3)
+    paged, first = prefilled(model, torch.randint(2, 140, (1, 4)), page_size=4)
+    paged.kv.allocator.limit = 3
     second = paged.kv.add()
-    paged.prefill({"input_ids": torch.randint(2, 140, (1, 4))}, [second], [0])
+    paged.prefill({"input_ids": torch.randint(2, 140, (1, 4))}, [PrefillRow(0, second, 0)])
     nodes = [NodeBatch(sequence, [5], [0], chain(0).ancestors) for sequence in (first, second)]
     with pytest.raises(OutOfPages):
         paged.forward(nodes)
     assert (first.length, second.length) == (4, 4)
     paged.kv.check_integrity()
+
+
+def test_the_budget_is_kept_in_bytes() -> None:
+    """A page that is counted in one layer only, or without its values."""
+    model = families.causal_lm(0, layers=2)
+    text = model.config
+    page = 2 * 2 * 4 * 4 * text.num_key_value_heads * (text.hidden_size // text.num_attention_heads)
+    paged, _ = prefilled(
+        model, torch.randint(2, 140, (1, 4)), page_size=4, kv_cache_bytes=5 * page + 1
+    )
+    assert paged.kv.bytes_per_page == page
+    assert paged.kv.allocator.limit == 5
 
 
 def test_others_may_call_the_model_meanwhile() -> None:

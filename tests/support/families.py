@@ -14,6 +14,8 @@ import transformers
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from specdec.interfaces import Prompt
+
 VOCAB, IMAGE, PAD, EOS = 160, 150, 0, 1
 TEXT = {
     "vocab_size": VOCAB,
@@ -55,6 +57,20 @@ def build(name: str) -> Family:
     model, inputs = _BUILDERS[name]()
     model.generation_config = transformers.GenerationConfig(eos_token_id=EOS, pad_token_id=PAD)
     return Family(sharpen(model.eval()), inputs)
+
+
+def prepare(model: PreTrainedModel, given: dict[str, Tensor], new_tokens: int) -> Prompt:
+    """What transformers' ``generate`` would hand to a decoding method."""
+
+    def capture(model: Any, input_ids: Tensor, *, logits_processor: Any, **rest: Any) -> Prompt:
+        for name in ("stopping_criteria", "generation_config"):
+            del rest[name]
+        return Prompt(input_ids, (0,) * len(input_ids), rest)
+
+    prompt: Prompt = type(model).generate(
+        model, **given, max_new_tokens=new_tokens, custom_generate=capture
+    )
+    return prompt
 
 
 def sharpen(model: PreTrainedModel, factor: float = 8.0) -> PreTrainedModel:

@@ -13,7 +13,6 @@ from transformers import PreTrainedModel
 import specdec
 from specdec.engine import Decoding, Engine
 from specdec.generation import resolve_drafter
-from specdec.interfaces import Prompt
 from specdec.tree import DraftTree, Topology, chain, random_topology, static
 from specdec.verifiers import TransformersVerifier
 from specdec.verifiers.transformers_model import unsupported
@@ -51,20 +50,6 @@ def drafter(kind: str, name: str) -> Any:
     return GuessingDrafter(truth, right=0.75, seed=2)
 
 
-def prepare(model: PreTrainedModel, given: dict[str, Tensor]) -> Prompt:
-    """What transformers' ``generate`` would hand to a decoding method."""
-
-    def capture(model: Any, input_ids: Tensor, *, logits_processor: Any, **rest: Any) -> Prompt:
-        for name in ("stopping_criteria", "generation_config"):
-            del rest[name]
-        return Prompt(input_ids, (0,), rest)
-
-    prompt: Prompt = type(model).generate(
-        model, **given, max_new_tokens=NEW_TOKENS, custom_generate=capture
-    )
-    return prompt
-
-
 @pytest.mark.parametrize("kind", ["text_only", "ngram", "random", "partly_right"])
 @pytest.mark.parametrize("tree", TREES)
 @pytest.mark.parametrize("name", families.NAMES)
@@ -76,7 +61,7 @@ def test_greedy_answers_are_those_of_generate(name: str, tree: str, kind: str) -
     engine = Engine(verifier, resolve_drafter(drafter(kind, name), model), TREES[tree])
     requests = []
     for given, _ in answers(name):
-        prompt = prepare(model, given)
+        prompt = families.prepare(model, given, NEW_TOKENS)
         limit = prompt.input_ids.shape[1] + NEW_TOKENS
         decoding = Decoding(max_length=limit, eos_token_ids=frozenset([families.EOS]))
         requests += engine.submit(prompt, decoding)
@@ -154,7 +139,7 @@ def test_every_node_matches_plain_decoding_of_its_path(name: str) -> None:
         given = inputs(seed, 9)
         verifier = TransformersVerifier(model)
         with torch.no_grad():
-            handles, _ = verifier.prefill(prepare(model, given), room=40)
+            handles = verifier.prefill(families.prepare(model, given, NEW_TOKENS), room=40).handles
         topology: Topology = random_topology(8, seed)
         tokens = torch.randint(2, 140, (8,)).tolist()
         with torch.no_grad():

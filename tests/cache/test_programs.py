@@ -1,0 +1,241 @@
+"""Random programs over the cache, against a plain dictionary of what every sequence holds.
+
+``SPECDEC_PROGRAMS`` is how many programs the slow test runs.
+"""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import HealthCheck, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import (
+    Bundle,
+    RuleBasedStateMachine,
+    consumes,
+    invariant,
+    precondition,
+    rule,
+    run_state_machine_as_test,
+)
+
+from specdec.cache import Mark, OutOfPages, PagedKV, PageView, SequenceKV
+from specdec.cache.pages import page_key
+
+PAGE, LIMIT, LAYERS = 3, 14, 2
+PROGRAMS = int(os.environ.get("SPECDEC_PROGRAMS", "2000"))
+TEXT = st.lists(st.integers(0, 2), min_size=1, max_size=8)  # few tokens, so that texts coincide
+
+
+def row_of(text: list[int]) -> float:
+    """The key of this text's last token: it depends on all of them, as real ones do."""
+    value = 1.0
+    for token in text:
+        value = (value * 5 + token + 1) % 1_000_003
+    return value
+
+
+class Cache(RuleBasedStateMachine):
+    """``held``: per sequence its committed tokens and its scratch, each a path of tokens from the
+    committed text on."""
+
+    sequences = Bundle("sequences")
+    views = Bundle("views")
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.kv = PagedKV(PAGE, LIMIT)
+        self.held: dict[SequenceKV, tuple[list[int], list[list[int]]]] = {}
+        self.seen: dict[PageView, list[float]] = {}
+
+    def keys(self, text: list[int]) -> list[bytes]:
+        keys = [b""]
+        for start in range(0, len(text) - PAGE + 1, PAGE):
+            keys.append(page_key(keys[-1], text[start : start + PAGE]))
+        return keys[1:]
+
+    def write(self, sequence: SequenceKV, count: int, rows: list[float]) -> None:
+        slots = self.kv.slots(sequence, sequence.length - count, sequence.length)
+        for layer in range(LAYERS):
+            keys = torch.tensor(rows)[None, None, :, None].expand(-1, 2, -1, 2)
+            self.kv.write(layer, slots, keys, -keys - layer)
+
+    def grow(self, sequence: SequenceKV, paths: list[list[int]]) -> bool:
+        """Extend by these paths as scratch; a full cache must leave everything as it was."""
+        committed, scratch = self.held[sequence]
+        try:
+            self.kv.extend(sequence, [len(path) - 1 for path in paths])
+        except OutOfPages:
+            return False
+        self.write(sequence, len(paths), [row_of(committed + path) for path in paths])
+        scratch += paths
+        return True
+
+    @rule(target=sequences, text=TEXT, room=st.integers(0, 12), place=st.integers(0, 8))
+    def add(self, text: list[int], room: int, place: int) -> SequenceKV:
+        """A prompt: what is found of it is taken over, the rest is computed. ``place`` is marked
+        if it lies within a page of it."""
+        keys = self.keys(text[:-1])
+        start = place // PAGE * PAGE
+        mark = None
+        if start < place < len(text):
+            mark = Mark(
+                page_key(self.keys(text[:start])[-1] if start else b"", text[start:place]), place
+            )
+        sequence = self.kv.add(room, keys, mark)
+        found = sequence.committed
+        assert found <= len(text) - 1
+        assert found % PAGE == 0 or found == place
+        self.held[sequence] = (text[:found], [])
+        rest = [text[found : found + i + 1] for i in range(len(text) - found)]
+        if self.grow(sequence, rest):
+            self.kv.commit(sequence, range(len(rest)))
+            self.held[sequence] = (list(text), [])
+        return sequence
+
+    @rule(target=sequences, sequence=sequences)
+    def fork(self, sequence: SequenceKV) -> SequenceKV:
+        if sequence not in self.held:
+            return sequence
+        self.kv.rollback(sequence)
+        committed, _ = self.held[sequence]
+        self.held[sequence] = (committed, [])
+        twin = self.kv.fork(sequence)
+        self.held[twin] = (list(committed), [])
+        return twin
+
+    @rule(sequence=sequences, tokens=TEXT, data=st.data())
+    def speculate(self, sequence: SequenceKV, tokens: list[int], data: Any) -> None:
+        """Nodes below the text or below nodes that are there."""
+        if sequence not in self.held:
+            return
+        paths: list[list[int]] = []
+        for token in tokens:
+            parents = [[], *self.held[sequence][1], *paths]
+            paths.append([*data.draw(st.sampled_from(parents)), token])
+        self.grow(sequence, paths)
+
+    @rule(sequence=sequences, data=st.data(), named=st.booleans())
+    def commit(self, sequence: SequenceKV, data: Any, named: bool) -> None:
+        """A path of the scratch tree, any of them."""
+        if sequence not in self.held:
+            return
+        committed, scratch = self.held[sequence]
+        nodes: list[int] = []
+        if scratch:
+            path = scratch[data.draw(st.integers(0, len(scratch) - 1))]
+            for length in range(1, len(path) + 1):
+                after = nodes[-1] + 1 if nodes else 0
+                at = [i for i in range(after, len(scratch)) if scratch[i] == path[:length]]
+                if not at:
+                    break
+                nodes.append(at[0])
+        self.kv.commit(sequence, nodes)
+        text = committed + [scratch[node][-1] for node in nodes]
+        self.held[sequence] = (text, [])
+        if named:
+            self.kv.name(sequence, self.keys(text)[len(sequence.keys) :])
+
+    @rule(sequence=sequences)
+    def roll_back(self, sequence: SequenceKV) -> None:
+        if sequence in self.held:
+            self.kv.rollback(sequence)
+            self.held[sequence] = (self.held[sequence][0], [])
+
+    @rule(sequence=sequences)
+    def preempt(self, sequence: SequenceKV) -> None:
+        """Freed, and computed again from what is found."""
+        if sequence not in self.held:
+            return
+        text, _ = self.held.pop(sequence)
+        self.kv.free(sequence)
+        if text:
+            self.add(text, 0, len(text) - 1)
+
+    @rule(sequence=consumes(sequences))
+    def free(self, sequence: SequenceKV) -> None:
+        self.kv.free(sequence)
+        self.kv.free(sequence)
+        self.held.pop(sequence, None)
+
+    @rule(target=views, sequence=sequences, data=st.data())
+    def view(self, sequence: SequenceKV, data: Any) -> PageView | None:
+        full = sequence.committed // PAGE
+        if sequence not in self.held or full == 0:
+            return None
+        chosen = data.draw(st.sets(st.integers(0, full - 1), min_size=1))
+        view = self.kv.view(sequence, sorted(chosen))
+        text = self.held[sequence][0]
+        self.seen[view] = [
+            row_of(text[: i + 1])
+            for page in sorted(chosen)
+            for i in range(page * PAGE, (page + 1) * PAGE)
+        ]
+        return view
+
+    @rule(view=consumes(views))
+    def close(self, view: PageView | None) -> None:
+        if view is not None:
+            self.kv.close(view)
+            self.kv.close(view)
+            del self.seen[view]
+
+    @invariant()
+    def nothing_is_lost_or_shared_wrongly(self) -> None:
+        self.kv.check_integrity()
+
+    @precondition(lambda self: self.kv.allocator.num_pages)
+    @invariant()
+    def everybody_reads_what_they_wrote(self) -> None:
+        for sequence, (text, scratch) in self.held.items():
+            assert (sequence.committed, sequence.length) == (len(text), len(text) + len(scratch))
+            rows = [row_of(text[: i + 1]) for i in range(len(text))]
+            rows += [row_of(text + path) for path in scratch]
+            self.expect(self.kv.slots(sequence, 0, sequence.length), rows)
+        for view, rows in self.seen.items():
+            self.expect(self.kv.view_slots(view), rows)
+
+    def expect(self, slots: Any, rows: list[float]) -> None:
+        if rows:
+            for layer in range(LAYERS):
+                keys, values = self.kv.layer(layer)
+                assert keys[0, 1, slots, 1].tolist() == rows
+                assert values[0, 0, slots, 0].tolist() == [-row - layer for row in rows]
+
+    def teardown(self) -> None:
+        """Whatever is freed comes back, and what is cached can all be given away."""
+        for sequence in list(self.held):
+            self.kv.free(sequence)
+        for view in list(self.seen):
+            self.kv.close(view)
+        assert self.kv.allocator.num_taken == 0
+        self.kv.allocator.allocate(LIMIT)
+        assert self.kv.allocator.num_cached == 0
+
+
+def run(programs: int) -> None:
+    run_state_machine_as_test(
+        Cache,
+        settings=settings(
+            max_examples=programs,
+            stateful_step_count=30,
+            deadline=None,
+            derandomize=True,
+            database=None,
+            suppress_health_check=list(HealthCheck),
+        ),
+    )
+
+
+def test_programs() -> None:
+    """A page given away while it is read, a fork that writes into its twin, a commit that moves the
+    wrong row, a prefix found under another text's key, a page that never comes back."""
+    run(100)
+
+
+@pytest.mark.slow
+def test_many_programs() -> None:
+    run(PROGRAMS)

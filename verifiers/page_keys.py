@@ -1,0 +1,138 @@
+"""What the pages of a prompt are known by: its tokens, and the pixels behind the visual ones.
+
+Two prompts share a page only if everything before its end is the same text about the same pixels;
+the name of a file or the shape of a batch plays no part.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from specdec.cache import Mark, page_key
+from specdec.interfaces import Prompt
+
+# What a forward takes that says nothing about pixels.
+_TEXT = frozenset(
+    {"attention_mask", "position_ids", "cache_position", "past_key_values", "use_cache"}
+    | {"logits_to_keep", "token_type_ids", "mm_token_type_ids", "return_dict"}
+)
+
+
+class RowKeys(NamedTuple):
+    """``pages``: of a row's full pages, in order. ``images_end``: the place behind its last visual
+    token, unless a page ends there.
+    """
+
+    pages: list[bytes]
+    images_end: Mark | None
+
+
+def prompt_keys(prompt: Prompt, visual: frozenset[int], page_size: int) -> list[RowKeys]:
+    """What each row's pages are known by.
+
+    Args:
+        prompt: the rows.
+        visual: ids of the tokens that stand for pixels.
+        page_size: tokens a page.
+    """
+    rows = [
+        row[padding:].tolist()
+        for row, padding in zip(prompt.input_ids, prompt.padding, strict=True)
+    ]
+    spans = [list(_spans(row, visual)) for row in rows]
+    digests = iter(_digests(prompt.model_kwargs, sum(map(len, spans))))
+    return [
+        _row_keys(row, [(span, next(digests)) for span in own], page_size)
+        for row, own in zip(rows, spans, strict=True)
+    ]
+
+
+def _row_keys(
+    tokens: Sequence[int], images: Sequence[tuple[range, bytes]], page_size: int
+) -> RowKeys:
+    pixels = {place: digest for span, digest in images for place in span}
+    keys: list[bytes] = [b""]
+
+    def key(start: int, stop: int) -> bytes:
+        seen = [pixels[place] for place in range(start, stop) if place in pixels]
+        return page_key(keys[start // page_size], tokens[start:stop], seen)
+
+    for start in range(0, len(tokens) - page_size + 1, page_size):
+        keys.append(key(start, start + page_size))
+    end = images[-1][0].stop if images else 0
+    start = end // page_size * page_size
+    return RowKeys(keys[1:], Mark(key(start, end), end) if end > start else None)
+
+
+def _spans(tokens: Sequence[int], visual: frozenset[int]) -> Iterator[range]:
+    """The runs of visual tokens."""
+    start = None
+    for place, token in enumerate([*tokens, -1]):
+        if token in visual:
+            start = place if start is None else start
+        elif start is not None:
+            yield range(start, place)
+            start = None
+
+
+def _digests(model_kwargs: Mapping[str, Any], count: int) -> list[bytes]:
+    """A digest for each of ``count`` runs of visual tokens.
+
+    Where every visual input comes in ``count`` parts, a run's digest is that of its own part; else
+    all runs get the digest of everything, which shares less but never too much.
+    """
+    given = {name: value for name, value in model_kwargs.items() if name not in _TEXT}
+    parts = [_parts(name, value, given, count) for name, value in sorted(given.items())]
+    if all(part is not None for part in parts):
+        columns = [part for part in parts if part is not None]
+        return [_digest([column[i] for column in columns]) for i in range(count)]
+    everything = _digest(sorted(given.items()))
+    return [everything + i.to_bytes(4, "little") for i in range(count)]
+
+
+def _parts(name: str, value: Any, given: Mapping[str, Any], count: int) -> Sequence[Any] | None:
+    """The value by runs of visual tokens, ``None`` if it does not come so."""
+    if value is None:
+        return [None] * count
+    if name == "mm_encoder_outputs" and isinstance(value, Mapping):  # transformers >= 5.23
+        features = [getattr(output, "pooler_output", None) for output in value.values()]
+        if len(features) > 1:
+            return None
+        value = features[0] if features else [None] * count
+    if not isinstance(value, (Tensor, list, tuple)):
+        return None
+    if len(value) == count:
+        return list(value)
+    grid = given.get("image_grid_thw")
+    if isinstance(value, Tensor) and isinstance(grid, Tensor) and len(grid) == count:
+        sizes = grid.prod(-1).tolist()
+        return value.split(sizes) if sum(sizes) == len(value) else None
+    return None
+
+
+def _digest(value: Any) -> bytes:
+    """Of tensors in any nesting, and of whatever has a text form beside them."""
+    digest = hashlib.sha256()  # the fastest where the CPU has instructions for it
+    for leaf in _leaves(value):
+        if isinstance(leaf, Tensor):
+            digest.update(str((leaf.dtype, tuple(leaf.shape))).encode())
+            rows = leaf.detach().cpu().reshape(-1).view(torch.uint8)
+            digest.update(rows.numpy().tobytes())
+        else:
+            digest.update(repr(leaf).encode())
+    return digest.digest()
+
+
+def _leaves(value: Any) -> Iterator[Any]:
+    if isinstance(value, Mapping):
+        value = list(value.items())
+    if isinstance(value, (list, tuple)):
+        for inner in value:
+            yield from _leaves(inner)
+    else:
+        yield value
