@@ -18,6 +18,7 @@ PUBLIC = [
     "NgramDrafter",
     "TextOnlyDrafter",
     "Topology",
+    "TransformersVerifier",
     "Verifier",
     "VerifierSpec",
     "chain",
