@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from specdec.interfaces import Drafter, DraftRequest, Verifier, VerifierSpec
     from specdec.stats import AcceptanceStats
     from specdec.tree import DraftTree, Topology, chain, static, topology
+    from specdec.verifiers import TransformersVerifier
 
 __version__ = "0.1.0.dev0"
 
@@ -24,8 +25,8 @@ _HOMES = {
     "Engine": "specdec.engine",
     "NgramDrafter": "specdec.drafters",
     "TextOnlyDrafter": "specdec.drafters",
-    "TransformersVerifier": "specdec.verifiers",
     "Topology": "specdec.tree",
+    "TransformersVerifier": "specdec.verifiers",
     "Verifier": "specdec.interfaces",
     "VerifierSpec": "specdec.interfaces",
     "chain": "specdec.tree",

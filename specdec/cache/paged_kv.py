@@ -222,6 +222,14 @@ class PagedKV:
         """Drop the scratch nodes. Their pages stay with the sequence, for the next ones."""
         sequence.scratch_depths.clear()
 
+    def where(self, sequence: SequenceKV) -> slice | Tensor:
+        """Where the sequence's keys are: a slice of pool rows where its pages follow one another,
+        else its page table, int64.
+        """
+        if sequence.contiguous:
+            return self.slots(sequence, 0, sequence.length)
+        return torch.tensor(sequence.pages[: -(-sequence.length // self.page_size)])
+
     def slots(self, sequence: SequenceKV, start: int, stop: int) -> slice | Tensor:
         """The pool rows of logical positions ``[start, stop)``; a slice where they are
         contiguous.

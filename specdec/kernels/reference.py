@@ -21,15 +21,15 @@ class Segment(NamedTuple):
     Attributes:
         start: first query row, inclusive.
         stop: last query row, exclusive.
-        slots: the pool rows that hold the request's keys, in logical order ``[0, length)``: a slice
-            where they are contiguous (read as a view), else an int64 tensor ``(length,)``
-            (gathered).
+        pages: where the pools hold the request's keys, in logical order ``[0, length)``: a slice of
+            rows where they follow one another (read as a view), else its page table, int64 (pages
+            are gathered).
         length: number of keys.
     """
 
     start: int
     stop: int
-    slots: slice | Tensor
+    pages: slice | Tensor
     length: int
 
 
@@ -98,6 +98,7 @@ def tree_attention(
     segments: Sequence[Segment],
     mask: Tensor | None,
     *,
+    page_size: int,
     scale: float,
     softcap: float | None = None,
     sinks: Tensor | None = None,
@@ -112,6 +113,7 @@ def tree_attention(
         mask: additive, ``(N, L)`` in the dtype of query with L ≥ every segment's length: 0 where
             node i may see logical position j of its own request, else -inf. ``None`` lets every
             node see everything.
+        page_size: rows a page.
         scale: factor on q·kᵀ.
         softcap: bound on the logits, before the mask.
         sinks: ``(Hq,)``.
@@ -121,13 +123,13 @@ def tree_attention(
     """
     out = []
     alone = len(segments) == 1
-    for start, stop, slots, length in segments:
+    for start, stop, pages, length in segments:
         seen = None if mask is None else mask[None, None, start:stop, :length]
         out.append(
             dense_attention(
                 query if alone else query[:, :, start:stop],
-                keys[:, :, slots],
-                values[:, :, slots],
+                _read(keys, pages, length, page_size),
+                _read(values, pages, length, page_size),
                 seen,
                 scale=scale,
                 softcap=softcap,
@@ -135,3 +137,13 @@ def tree_attention(
             )
         )
     return out[0] if alone else torch.cat(out, dim=2)
+
+
+def _read(pool: Tensor, pages: slice | Tensor, length: int, page_size: int) -> Tensor:
+    """The rows ``(1, H, length, D)`` of a pool ``(1, H, slots, D)``."""
+    if isinstance(pages, slice):
+        return pool[:, :, pages]
+    # Whole pages are copied: in memory each is one piece, heads included.
+    paged: Tensor = pool[0].transpose(0, 1).unflatten(0, (-1, page_size))
+    rows: Tensor = paged.index_select(0, pages).flatten(0, 1)[:length]
+    return rows.transpose(0, 1)[None]

@@ -86,8 +86,7 @@ class TreeForward:
         start = 0
         for sequence, count, _ in rows:
             stop, length = start + count, sequence.length
-            slots = kv.slots(sequence, 0, length)
-            self._segments.append(Segment(start, stop, slots, length))
+            self._segments.append(Segment(start, stop, kv.where(sequence), length))
             self._targets.append(kv.slots(sequence, length - count, length))
             start = stop
         self._layer_of_key: dict[int, int] = {}
@@ -154,6 +153,7 @@ class TreeForward:
             values,
             self._segments,
             None if mask is None else mask[0, 0],
+            page_size=self._kv.page_size,
             scale=scale,
             softcap=softcap,
             sinks=sinks,

@@ -55,11 +55,12 @@ def test_tree_attention_matches_the_oracle(
     """
     keys = torch.full((64, kv_heads, dim), math.nan)
     values = keys.clone()
-    scattered = torch.tensor([40, 3, 17, 62, 5, 30, 9, 51, 33])
-    segments = [Segment(0, 3, slice(10, 24), 14), Segment(3, 7, scattered, 9)]
-    for segment in segments:
-        keys[segment.slots] = torch.randn(segment.length, kv_heads, dim)
-        values[segment.slots] = torch.randn(segment.length, kv_heads, dim)
+    table = torch.tensor([13, 2, 15])
+    segments = [Segment(0, 3, slice(10, 24), 14), Segment(3, 7, table, 9)]
+    rows_of = [torch.arange(10, 24), (table[:, None] * 4 + torch.arange(4)).flatten()[:9]]
+    for segment, slots in zip(segments, rows_of, strict=True):
+        keys[slots] = torch.randn(segment.length, kv_heads, dim)
+        values[slots] = torch.randn(segment.length, kv_heads, dim)
     query = torch.randn(7, heads, dim)
     allowed = torch.rand(7, 14) < 0.6
     allowed[:, 0] = True
@@ -67,14 +68,16 @@ def test_tree_attention_matches_the_oracle(
     mask = torch.zeros(7, 14).masked_fill(~allowed, -math.inf)
     sink = torch.randn(heads) if sinks else None
     headed = (rows.transpose(0, 1)[None] for rows in (query, keys, values))
-    out = tree_attention(*headed, segments, mask, scale=0.3, softcap=softcap, sinks=sink)
+    out = tree_attention(
+        *headed, segments, mask, page_size=4, scale=0.3, softcap=softcap, sinks=sink
+    )
     out = out[0].transpose(0, 1)
-    for segment in segments:
+    for segment, slots in zip(segments, rows_of, strict=True):
         rows = slice(segment.start, segment.stop)
         expected = oracle(
             query[rows],
-            keys[segment.slots],
-            values[segment.slots],
+            keys[slots],
+            values[slots],
             allowed[rows],
             0.3,
             softcap,
