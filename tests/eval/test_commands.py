@@ -10,6 +10,7 @@ from typer.testing import CliRunner
 
 from specdec.drafters.loading import save_drafter
 from specdec.eval.mismatches import mismatches
+from specdec.eval.sharing import sharing
 from specdec.eval.speed import speed
 from support import processors
 
@@ -73,3 +74,19 @@ def test_speed_names_what_is_wrong(folder: Path, options: list[str], reason: str
     result = _run(speed, folder, "--questions", "2", *options)
     assert result.exit_code == 2
     assert reason in " ".join(result.output.replace("│", " ").split())
+
+
+def test_sharing_needs_two_questions_about_one_image(folder: Path, tmp_path: Path) -> None:
+    """Also that what the second one finds is counted, and that its answer passes the gate."""
+    assert _run(sharing, folder).exit_code == 2
+    rows = json.loads((folder / "questions.json").read_text())
+    rows.append({**rows[0], "messages": rows[1]["messages"]})
+    for name in ("0.png", "1.png", "2.png"):
+        (tmp_path / name).write_bytes((folder / name).read_bytes())
+    (tmp_path / "questions.json").write_text(json.dumps(rows))
+    out = tmp_path / "sharing.json"
+    result = _run(sharing, folder, "--suite", str(tmp_path), "--out", str(out))
+    assert result.exit_code == 0, result.output
+    record = json.loads(out.read_text())
+    assert record["pairs"] == 1
+    assert 16 <= record["cached_tokens"] < record["prompt_tokens"]
