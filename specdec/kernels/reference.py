@@ -124,13 +124,16 @@ def tree_attention(
     out = []
     alone = len(segments) == 1
     for start, stop, pages, length in segments:
-        seen = None if mask is None else mask[None, None, start:stop, :length]
+        if isinstance(pages, slice):
+            key, value = keys[:, :, pages], values[:, :, pages]
+        else:
+            key, value = (_gather(pool, pages, length, page_size) for pool in (keys, values))
         out.append(
             dense_attention(
                 query if alone else query[:, :, start:stop],
-                _read(keys, pages, length, page_size),
-                _read(values, pages, length, page_size),
-                seen,
+                key,
+                value,
+                None if mask is None else mask[None, None, start:stop, :length],
                 scale=scale,
                 softcap=softcap,
                 sinks=sinks,
@@ -139,11 +142,10 @@ def tree_attention(
     return out[0] if alone else torch.cat(out, dim=2)
 
 
-def _read(pool: Tensor, pages: slice | Tensor, length: int, page_size: int) -> Tensor:
-    """The rows ``(1, H, length, D)`` of a pool ``(1, H, slots, D)``."""
-    if isinstance(pages, slice):
-        return pool[:, :, pages]
-    # Whole pages are copied: in memory each is one piece, heads included.
+def _gather(pool: Tensor, pages: Tensor, length: int, page_size: int) -> Tensor:
+    """The rows ``(1, H, length, D)`` of a pool ``(1, H, slots, D)``, copied page by page: in memory
+    each is one piece, heads included.
+    """
     paged: Tensor = pool[0].transpose(0, 1).unflatten(0, (-1, page_size))
     rows: Tensor = paged.index_select(0, pages).flatten(0, 1)[:length]
     return rows.transpose(0, 1)[None]

@@ -10,6 +10,7 @@ import inspect
 import time
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor
@@ -62,7 +63,7 @@ class PagedModel:
         self._budget = kv_cache_bytes
         self.cache = hook.PagedCache(model.config.get_text_config(decoder=True))
         self.seconds = 0.0  # spent inside the model's own forward
-        self._text_configs = text_attention_configs(model)
+        self._text_configs = _attached(model)
         self._embedding = model.get_input_embeddings()
         self._keeps_logits = "logits_to_keep" in inspect.signature(model.forward).parameters
 
@@ -157,6 +158,20 @@ class PagedModel:
             self._budget = None
         logits: Tensor = out.logits
         return logits
+
+
+# Found once per model: it takes as long as a forward of a small drafter.
+_TEXT_CONFIGS: WeakKeyDictionary[PreTrainedModel, tuple[PretrainedConfig, list[PretrainedConfig]]]
+_TEXT_CONFIGS = WeakKeyDictionary()
+
+
+def _attached(model: PreTrainedModel) -> list[PretrainedConfig]:
+    """:func:`text_attention_configs`, looked up as long as the model has the same config."""
+    known = _TEXT_CONFIGS.get(model)
+    if known is None or known[0] is not model.config:
+        known = model.config, text_attention_configs(model)
+        _TEXT_CONFIGS[model] = known
+    return known[1]
 
 
 def text_attention_configs(model: PreTrainedModel) -> list[PretrainedConfig]:
