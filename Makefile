@@ -56,7 +56,12 @@ test: $(DEV_STAMP)
 
 test-gpu: $(DEV_STAMP)
 	@if $(BIN)/python -c 'import sys, torch; sys.exit(not torch.cuda.is_available())'; then \
-		$(BIN)/pytest -m gpu $(ARGS); \
+		$(BIN)/pytest -m gpu $(ARGS) && \
+		for tool in memcheck racecheck; do \
+			command -v compute-sanitizer >/dev/null || { echo "no compute-sanitizer here"; break; }; \
+			compute-sanitizer --tool $$tool --error-exitcode 1 --target-processes all \
+				$(BIN)/pytest -q -m gpu tests/kernels -k "oracle and all-split or paths" || exit 1; \
+		done; \
 	else \
 		echo "make test-gpu: torch sees no CUDA device here, so no GPU test was run" >&2; exit 1; \
 	fi

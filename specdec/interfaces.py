@@ -111,6 +111,19 @@ class Prefilled(NamedTuple):
     cached: list[int]
 
 
+class Verified(NamedTuple):
+    """What lies behind every node of every tree, packed in order.
+
+    Attributes:
+        logits: ``(N, V)``.
+        visual_mass: per attention layer, float32 ``(N, Hq)``: how much of each node's attention
+            went to visual tokens. Empty unless the verifier was asked for it.
+    """
+
+    logits: Tensor
+    visual_mass: Sequence[Tensor]
+
+
 class Verifier(Protocol):
     """The large model: scores whole trees and owns the keys and values of the text so far."""
 
@@ -129,8 +142,8 @@ class Verifier(Protocol):
         On an exception no keys stay behind.
         """
 
-    def verify(self, handles: Sequence[Any], trees: Sequence[DraftTree]) -> Tensor:
-        """Logits ``(N, V)`` behind every node of every tree, packed in order, in one forward.
+    def verify(self, handles: Sequence[Any], trees: Sequence[DraftTree]) -> Verified:
+        """What lies behind every node of every tree, in one forward.
 
         Their keys are scratch until :meth:`commit`, which must follow for each of them.
         """

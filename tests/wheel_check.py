@@ -24,12 +24,17 @@ ROOT = Path(__file__).resolve().parents[1]
 ROOT_FOLDERS = ("drafters", "verifiers", "training", "eval")
 
 # Runs inside the new environment: imports every module of the package and says where it came from.
+# Those that need triton are passed over where there is none.
 IMPORT_ALL = """
 import importlib, json, pkgutil, sys
 import specdec
 found = {"specdec": specdec.__file__}
 for module in pkgutil.walk_packages(specdec.__path__, "specdec."):
-    found[module.name] = importlib.import_module(module.name).__file__
+    try:
+        found[module.name] = importlib.import_module(module.name).__file__
+    except ModuleNotFoundError as error:
+        if error.name != "triton":
+            raise
 print(json.dumps(found))
 """
 

@@ -18,7 +18,7 @@ from transformers import PreTrainedModel
 from transformers.cache_utils import get_layer_types_and_kwargs
 
 from specdec.cache import SequenceKV, page_key
-from specdec.interfaces import Prefilled, Prompt, VerifierSpec
+from specdec.interfaces import Prefilled, Prompt, Verified, VerifierSpec
 from specdec.runtime import NodeBatch, PagedModel, PrefillRow
 from specdec.tree import DraftTree
 from specdec.verifiers.page_keys import RowKeys, prompt_keys
@@ -54,6 +54,8 @@ class TransformersVerifier:
         page_size: tokens a page of the key-value cache.
         kv_cache_bytes: what keys and values may take; ``None`` is a quarter of the memory that is
             free now.
+        visual_mass: have :meth:`verify` say how much of each node's attention went to visual
+            tokens. It costs a little time, on a CPU more.
 
     Attributes:
         shares: whether prompts to come are compared with what there is. Off where a prompt's tokens
@@ -65,7 +67,12 @@ class TransformersVerifier:
     """
 
     def __init__(
-        self, model: PreTrainedModel, *, page_size: int = 16, kv_cache_bytes: int | None = None
+        self,
+        model: PreTrainedModel,
+        *,
+        page_size: int = 16,
+        kv_cache_bytes: int | None = None,
+        visual_mass: bool = False,
     ) -> None:
         problems = unsupported(model)
         if problems:
@@ -73,7 +80,9 @@ class TransformersVerifier:
         self.spec = read_spec(model)
         self.model = model
         budget = _free_bytes(model.device) // 4 if kv_cache_bytes is None else kv_cache_bytes
-        self._paged = PagedModel(model, page_size=page_size, kv_cache_bytes=budget)
+        self._paged = PagedModel(
+            model, page_size=page_size, kv_cache_bytes=budget, flags_visual=visual_mass
+        )
         self.shares = model.config.model_type not in _WHOLE_PROMPT
         self._prefill_seconds = 0.0
 
@@ -112,6 +121,13 @@ class TransformersVerifier:
                     PrefillRow(chosen[i], handles[i].sequence, padding[chosen[i]]) for i in fresh
                 ]
                 logits |= zip(fresh, self._paged.prefill(inputs, first), strict=True)
+                for i in fresh:
+                    visual = [
+                        place
+                        for place, token in enumerate(texts[i])
+                        if token in self.spec.visual_token_ids
+                    ]
+                    kv.flag_visual(handles[i].sequence, visual)
             found = [i for i, count in cached.items() if count > 0]
             if found:
                 logits |= zip(found, self._go_on([handles[i] for i in found]), strict=True)
@@ -184,11 +200,11 @@ class TransformersVerifier:
         kv.name(sequence, keys.pages[len(sequence.keys) :])
         return sequence
 
-    def verify(self, handles: Sequence[_Handle], trees: Sequence[DraftTree]) -> Tensor:
-        """Logits ``(N, V)`` behind every node, packed in order, in one forward."""
+    def verify(self, handles: Sequence[_Handle], trees: Sequence[DraftTree]) -> Verified:
+        """What lies behind every node, in one forward."""
         for handle, tree in zip(handles, trees, strict=True):
             handle.tree = tree
-        return self._paged.forward(
+        logits = self._paged.forward(
             [
                 NodeBatch(
                     handle.sequence,
@@ -200,6 +216,7 @@ class TransformersVerifier:
                 for handle, tree in zip(handles, trees, strict=True)
             ]
         )
+        return Verified(logits, self._paged.visual_mass)
 
     def commit(self, handle: _Handle, nodes: Sequence[int]) -> None:
         """Keep the path's keys, drop the other nodes'."""

@@ -15,12 +15,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from specdec.cache.pages import OutOfPages, PageAllocator
+from specdec.kernels import TreeBatch, TreeRequest, backend
 
 
 class Mark(NamedTuple):
@@ -86,12 +88,20 @@ class PagedKV:
     Args:
         page_size: tokens a page.
         limit: most pages; ``None`` grows without bound.
+        flags_visual: keep note of which keys are those of visual tokens.
+
+    Attributes:
+        visual: those notes, uint8 ``(slots,)``; ``None`` before the first key, or if none are kept.
     """
 
-    def __init__(self, page_size: int = 16, limit: int | None = None) -> None:
+    def __init__(
+        self, page_size: int = 16, limit: int | None = None, *, flags_visual: bool = False
+    ) -> None:
         if page_size < 1:
             raise ValueError(f"page_size must be at least 1, got {page_size}")
         self.page_size = page_size
+        self.flags_visual = flags_visual
+        self.visual: Tensor | None = None
         self.allocator = PageAllocator(limit)
         self._pools: dict[int, _Pool] = {}
         self._sequences: dict[int, SequenceKV] = {}
@@ -100,11 +110,7 @@ class PagedKV:
     @property
     def bytes_per_page(self) -> int:
         """What a page takes in all layers that have been written."""
-        return self.page_size * sum(
-            rows.stride(0) * rows.itemsize
-            for pool in self._pools.values()
-            for rows in (pool.keys, pool.values)
-        )
+        return self.page_size * sum(rows.stride(0) * rows.itemsize for rows in self._rows())
 
     def add(
         self, room: int = 0, keys: Sequence[bytes] = (), mark: Mark | None = None
@@ -201,12 +207,11 @@ class PagedKV:
         assert len(nodes) <= len(sequence.scratch_depths)
         moves = [(node, index) for index, node in enumerate(nodes) if node != index]
         if moves:
-            base = torch.tensor(sequence.committed)
-            source = self._index(sequence, base + torch.tensor([node for node, _ in moves]))
-            target = self._index(sequence, base + torch.tensor([index for _, index in moves]))
-            for pool in self._pools.values():
-                pool.keys[target] = pool.keys[source]
-                pool.values[target] = pool.values[source]
+            assert all(one < other for one, other in pairwise(moves)), "a path goes down the tree"
+            pools = self._rows()
+            source = [self._slot(sequence, sequence.committed + node) for node, _ in moves]
+            target = [self._slot(sequence, sequence.committed + index) for _, index in moves]
+            backend(pools[0].device).move(pools, source, target)
         before = sequence.committed // self.page_size
         sequence.committed += len(nodes)
         self.rollback(sequence)
@@ -222,13 +227,18 @@ class PagedKV:
         """Drop the scratch nodes. Their pages stay with the sequence, for the next ones."""
         sequence.scratch_depths.clear()
 
-    def where(self, sequence: SequenceKV) -> slice | Tensor:
-        """Where the sequence's keys are: a slice of pool rows where its pages follow one another,
-        else its page table, int64.
-        """
-        if sequence.contiguous:
-            return self.slots(sequence, 0, sequence.length)
-        return torch.tensor(sequence.pages[: -(-sequence.length // self.page_size)])
+    def request(
+        self, sequence: SequenceKV, nodes: int, visible: Tensor | None = None
+    ) -> TreeRequest:
+        """The sequence's last ``nodes`` scratch nodes as queries; see :class:`TreeRequest`."""
+        return TreeRequest(
+            sequence.pages,
+            sequence.committed,
+            sequence.scratch_depths,
+            nodes,
+            visible,
+            sequence.contiguous,
+        )
 
     def slots(self, sequence: SequenceKV, start: int, stop: int) -> slice | Tensor:
         """The pool rows of logical positions ``[start, stop)``; a slice where they are
@@ -246,13 +256,29 @@ class PagedKV:
 
     def write(self, layer: int, slots: slice | Tensor, keys: Tensor, values: Tensor) -> None:
         """Store a layer's ``keys (1, Hkv, n, D)`` and ``values (1, Hkv, n, Dv)`` in these slots."""
+        headed_keys, headed_values = self._pool(layer, keys, values).headed
+        headed_keys[:, :, slots] = keys
+        headed_values[:, :, slots] = values
+
+    def store(self, layer: int, batch: TreeBatch, keys: Tensor, values: Tensor) -> None:
+        """Store a layer's ``keys (1, Hkv, N, D)`` and ``values (1, Hkv, N, Dv)`` of the nodes."""
+        pool = self._pool(layer, keys, values)
+        backend(keys.device).store(*pool.headed, batch, keys, values)
+
+    def flag_visual(self, sequence: SequenceKV, positions: Sequence[int]) -> None:
+        """Note that the keys at these logical positions, written before, are visual tokens'."""
+        if self.visual is not None and positions:
+            self.visual[self._index(sequence, torch.tensor(positions))] = 1
+
+    def _pool(self, layer: int, keys: Tensor, values: Tensor) -> _Pool:
         pool = self._pools.get(layer)
         if pool is None:
             pool = _Pool(self._grown(None, keys), self._grown(None, values))
             self._pools[layer] = pool
-        headed_keys, headed_values = pool.headed
-        headed_keys[:, :, slots] = keys
-        headed_values[:, :, slots] = values
+            if self.flags_visual and self.visual is None:
+                slots = self.allocator.num_pages * self.page_size
+                self.visual = torch.zeros(slots, dtype=torch.uint8, device=keys.device)
+        return pool
 
     def layer(self, layer: int) -> tuple[Tensor, Tensor]:
         """Views ``(1, Hkv, slots, D)`` and ``(1, Hkv, slots, Dv)`` of a layer that has been
@@ -296,6 +322,11 @@ class PagedKV:
             for layer, old in self._pools.items():
                 pools = zip((old.keys, old.values), old.headed, strict=True)
                 self._pools[layer] = _Pool(*(self._grown(pool, like) for pool, like in pools))
+            if self.visual is not None:
+                new = (self.allocator.num_pages - before) * self.page_size
+                self.visual = torch.cat([self.visual, self.visual.new_zeros(new)])
+        if self.visual is not None:
+            self.visual.view(-1, self.page_size)[pages] = 0
         return pages
 
     def _grown(self, pool: Tensor | None, like: Tensor) -> Tensor:
@@ -309,9 +340,17 @@ class PagedKV:
     def _copy_rows(self, source: int, target: int, count: int) -> None:
         """Copy the first rows of one page to another, in every layer."""
         old, new = source * self.page_size, target * self.page_size
-        for pool in self._pools.values():
-            for rows in (pool.keys, pool.values):
-                rows[new : new + count] = rows[old : old + count]
+        for rows in self._rows():
+            rows[new : new + count] = rows[old : old + count]
+
+    def _rows(self) -> list[Tensor]:
+        """Everything that is kept per slot, ``(slots, H, D)`` each."""
+        rows = [rows for pool in self._pools.values() for rows in (pool.keys, pool.values)]
+        return rows if self.visual is None else [*rows, self.visual.view(-1, 1, 1)]
+
+    def _slot(self, sequence: SequenceKV, position: int) -> int:
+        page, offset = divmod(position, self.page_size)
+        return sequence.pages[page] * self.page_size + offset
 
     def _index(self, sequence: SequenceKV, positions: Tensor) -> Tensor:
         table = torch.tensor(sequence.pages)

@@ -167,10 +167,17 @@ def _requirements() -> list[str]:
 
 
 def _triton() -> Finding:
+    import torch
+
     try:
-        return Finding("triton", importlib.metadata.version("triton"))
+        version = importlib.metadata.version("triton")
     except importlib.metadata.PackageNotFoundError:
-        return Finding("triton", "none: torch's CPU builds lack it, nothing here needs it")
+        if torch.cuda.is_available():
+            return Finding(
+                "triton", "none: attention over pages runs in plain torch, slower", False
+            )
+        return Finding("triton", "none: only GPUs have a use for it")
+    return Finding("triton", version)
 
 
 def _section(console: Console, title: str, findings: list[Finding]) -> list[Finding]:

@@ -198,7 +198,7 @@ class Engine:
         while True:
             try:
                 handles = [request.handle for request in self._running]
-                logits = self.verifier.verify(handles, trees)
+                logits = self.verifier.verify(handles, trees).logits
                 break
             except OutOfPages:
                 if len(self._running) == 1:

@@ -1,1 +1,7 @@
-"""Attention over paged keys and values. Knows tensors only."""
+"""Attention over paged keys and values, and copies within them. Knows tensors only."""
+
+from specdec.kernels.batch import TreeBatch, TreeRequest
+from specdec.kernels.dispatch import backend, forced
+from specdec.kernels.reference import Attended, dense_attention
+
+__all__ = ["Attended", "TreeBatch", "TreeRequest", "backend", "dense_attention", "forced"]

@@ -1,7 +1,7 @@
-"""Torch reference of tree attention over paged keys and values.
+"""Torch reference of everything the Triton kernels do, with the same signatures.
 
-Knows tensors only: which rows of the pools a request reads, and which of them each node may see, is
-decided by the caller.
+Knows tensors only. It is also the path that runs on CPUs, so where a request's pages follow one
+another they are read as a view.
 """
 
 from __future__ import annotations
@@ -14,23 +14,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from specdec.kernels.batch import TreeBatch
 
-class Segment(NamedTuple):
-    """One request's share of a ragged batch.
 
-    Attributes:
-        start: first query row, inclusive.
-        stop: last query row, exclusive.
-        pages: where the pools hold the request's keys, in logical order ``[0, length)``: a slice of
-            rows where they follow one another (read as a view), else its page table, int64 (pages
-            are gathered).
-        length: number of keys.
+class Attended(NamedTuple):
+    """``out``: ``(1, Hq, N, Dv)`` in the dtype of the queries. ``visual_mass``: float32 ``(N,
+    Hq)``, how much of each row's softmax lies on keys of visual tokens; ``None`` if not wanted.
     """
 
-    start: int
-    stop: int
-    pages: slice | Tensor
-    length: int
+    out: Tensor
+    visual_mass: Tensor | None
 
 
 def dense_attention(
@@ -72,74 +65,91 @@ def dense_attention(
         grouped = query.reshape(batch, kv_heads, groups, size)
         out = F.scaled_dot_product_attention(grouped, key, value, scale=scale)
         return out.reshape(batch, heads, rows, -1)
-    # Grouped heads become a dimension of their own, so that keys are broadcast and never repeated.
-    grouped = query.reshape(batch * kv_heads, groups, rows, size)
-    keys = key.reshape(batch * kv_heads, 1, *key.shape[2:]).expand(-1, groups, -1, -1)
-    values = value.reshape(batch * kv_heads, 1, *value.shape[2:]).expand(-1, groups, -1, -1)
-    if mask is not None and mask.shape[0] > 1:
-        mask = mask.repeat_interleave(kv_heads, dim=0)
-    logits = (grouped @ keys.transpose(-1, -2)) * scale
+    weights = _weights(query, key, mask, scale, softcap, sinks)
+    return _weighted(weights, value)
+
+
+def _weights(
+    query: Tensor,
+    key: Tensor,
+    mask: Tensor | None,
+    scale: float,
+    softcap: float | None,
+    sinks: Tensor | None,
+) -> Tensor:
+    """Softmax weights of the keys, float32 ``(B, Hkv, Hq / Hkv, T, L)``."""
+    batch, heads, rows, size = query.shape
+    kv_heads, groups = key.shape[1], heads // key.shape[1]
+    # Grouped heads are rows of one product, so that keys are never repeated.
+    grouped = query.reshape(batch, kv_heads, groups * rows, size)
+    logits = (grouped @ key.transpose(-1, -2)) * scale
+    logits = logits.unflatten(2, (groups, rows))
     if softcap is not None:
         logits = softcap * torch.tanh(logits / softcap)
     if mask is not None:
+        mask = mask.unsqueeze(2)
         logits = logits.masked_fill(~mask, -math.inf) if mask.dtype == torch.bool else logits + mask
     if sinks is not None:
         sink = sinks.view(1, kv_heads, groups, 1, 1).expand(batch, -1, -1, rows, 1)
-        sink = sink.reshape(batch * kv_heads, groups, rows, 1).to(logits.dtype)
-        logits = torch.cat([logits, sink], dim=-1)
-    weights = logits.softmax(dim=-1, dtype=torch.float32).to(values.dtype)
-    return (weights[..., : key.shape[2]] @ values).reshape(batch, heads, rows, -1)
+        logits = torch.cat([logits, sink.to(logits.dtype)], dim=-1)
+    weights: Tensor = logits.softmax(dim=-1, dtype=torch.float32)
+    return weights[..., : key.shape[2]]
+
+
+def _weighted(weights: Tensor, value: Tensor) -> Tensor:
+    """``(B, Hq, T, Dv)`` from weights ``(B, Hkv, G, T, L)`` and values ``(B, Hkv, L, Dv)``."""
+    out: Tensor = weights.flatten(2, 3).to(value.dtype) @ value
+    headed: Tensor = out.unflatten(2, weights.shape[2:4])
+    return headed.flatten(1, 2)
 
 
 def tree_attention(
     query: Tensor,
     keys: Tensor,
     values: Tensor,
-    segments: Sequence[Segment],
-    mask: Tensor | None,
+    batch: TreeBatch,
     *,
-    page_size: int,
     scale: float,
+    first: Tensor | None = None,
     softcap: float | None = None,
     sinks: Tensor | None = None,
-) -> Tensor:
+) -> Attended:
     """Attention of every tree node of a ragged batch over its own request's keys.
 
     Args:
         query: ``(1, Hq, N, D)``, the nodes of all requests, packed.
         keys: pool ``(1, Hkv, slots, D)`` of one layer.
         values: pool ``(1, Hkv, slots, Dv)``.
-        segments: one per request; together they cover the N rows.
-        mask: additive, ``(N, L)`` in the dtype of query with L ≥ every segment's length: 0 where
-            node i may see logical position j of its own request, else -inf. ``None`` lets every
-            node see everything.
-        page_size: rows a page.
+        batch: whose rows read what; with ``batch.visual`` the visual mass is computed as well.
         scale: factor on q·kᵀ.
+        first: integers, N of them: the logical position from which on a row sees anything; ``None``
+            is 0.
         softcap: bound on the logits, before the mask.
-        sinks: ``(Hq,)``.
-
-    Returns:
-        ``(1, Hq, N, Dv)``.
+        sinks: ``(Hq,)``, logits that take weight and give nothing.
     """
-    out = []
-    alone = len(segments) == 1
-    for start, stop, pages, length in segments:
+    mask = batch.mask(first, query.dtype, query.device)
+    out, mass = [], []
+    alone = len(batch.segments) == 1
+    for start, stop, pages, length in batch.segments:
+        if start == stop:
+            continue
         if isinstance(pages, slice):
             key, value = keys[:, :, pages], values[:, :, pages]
         else:
-            key, value = (_gather(pool, pages, length, page_size) for pool in (keys, values))
-        out.append(
-            dense_attention(
-                query if alone else query[:, :, start:stop],
-                key,
-                value,
-                None if mask is None else mask[None, None, start:stop, :length],
-                scale=scale,
-                softcap=softcap,
-                sinks=sinks,
+            key, value = (_gather(pool, pages, length, batch.page_size) for pool in (keys, values))
+        rows = query if alone else query[:, :, start:stop]
+        own = None if mask is None else mask[None, None, start:stop, :length]
+        if batch.visual is None:
+            out.append(
+                dense_attention(rows, key, value, own, scale=scale, softcap=softcap, sinks=sinks)
             )
-        )
-    return out[0] if alone else torch.cat(out, dim=2)
+            continue
+        weights = _weights(rows, key, own, scale, softcap, sinks)
+        out.append(_weighted(weights, value))
+        flags = batch.visual[pages] if isinstance(pages, slice) else _flags(batch, pages, length)
+        mass.append((weights @ flags.float())[0].flatten(0, 1).T)
+    joined = out[0] if alone else torch.cat(out, dim=2)
+    return Attended(joined, torch.cat(mass) if mass else None)
 
 
 def _gather(pool: Tensor, pages: Tensor, length: int, page_size: int) -> Tensor:
@@ -147,5 +157,37 @@ def _gather(pool: Tensor, pages: Tensor, length: int, page_size: int) -> Tensor:
     each is one piece, heads included.
     """
     paged: Tensor = pool[0].transpose(0, 1).unflatten(0, (-1, page_size))
-    rows: Tensor = paged.index_select(0, pages).flatten(0, 1)[:length]
+    rows: Tensor = paged.index_select(0, pages.to(pool.device)).flatten(0, 1)[:length]
     return rows.transpose(0, 1)[None]
+
+
+def _flags(batch: TreeBatch, pages: Tensor, length: int) -> Tensor:
+    assert batch.visual is not None
+    paged: Tensor = batch.visual.unflatten(0, (-1, batch.page_size))
+    return paged[pages.to(paged.device)].flatten()[:length]
+
+
+def store(
+    keys: Tensor, values: Tensor, batch: TreeBatch, new_keys: Tensor, new_values: Tensor
+) -> None:
+    """Write the nodes' keys ``(1, Hkv, N, D)`` and values ``(1, Hkv, N, Dv)`` into one layer's
+    pools, ``(1, Hkv, slots, D)`` and ``(1, Hkv, slots, Dv)``.
+    """
+    targets = batch.targets
+    if len(targets) == 1:  # worth its own lines: it runs once a layer
+        keys[:, :, targets[0]] = new_keys
+        values[:, :, targets[0]] = new_values
+        return
+    for (start, stop, _, _), target in zip(batch.segments, targets, strict=True):
+        keys[:, :, target] = new_keys[:, :, start:stop]
+        values[:, :, target] = new_values[:, :, start:stop]
+
+
+def move(pools: Sequence[Tensor], source: Sequence[int], target: Sequence[int]) -> None:
+    """Copy rows of every pool ``(slots, H, D)``: ``source[i]`` to ``target[i]``, as if all were
+    read before any is written.
+    """
+    read = torch.tensor(source)
+    written = torch.tensor(target)
+    for pool in pools:
+        pool[written] = pool[read]

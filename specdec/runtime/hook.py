@@ -8,13 +8,13 @@ config names it. What they do depends on the forward that is current in this con
 - a :class:`TreeForward`: the nodes of all requests, packed into one row; each attends to its own
   request's pages.
 
-Masks of tree nodes come from the model's own mask function, evaluated on logical positions and
-intersected with the ancestor mask, so sliding and chunked layers need no code per model.
+What tree nodes see comes from the model's own mask function, evaluated on logical positions, so
+sliding and chunked layers need no code per model: what transformers passes on as the mask of a
+layer is then where each node's window begins.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from contextvars import ContextVar
 from typing import Any, NamedTuple
@@ -28,7 +28,7 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import causal_mask_function, sdpa_mask
 
 from specdec.cache import PagedKV, SequenceKV
-from specdec.kernels.reference import Segment, dense_attention, tree_attention
+from specdec.kernels import TreeBatch, backend, dense_attention
 
 NAME = "specdec"
 CURRENT: ContextVar[Prefill | TreeForward | None] = ContextVar("specdec_forward", default=None)
@@ -76,65 +76,64 @@ class TreeRows(NamedTuple):
 
 
 class TreeForward:
-    """A forward over packed tree nodes ``(1, N)``; valid during that forward only."""
+    """A forward over packed tree nodes ``(1, N)``; valid during that forward only.
+
+    Attributes:
+        visual_mass: per attention layer, in order: float32 ``(N, Hq)``; see
+            :class:`specdec.kernels.Attended`. Empty if visual tokens are not flagged.
+    """
 
     def __init__(self, kv: PagedKV, rows: Sequence[TreeRows]) -> None:
         self._kv = kv
-        self._rows = rows
-        self._segments: list[Segment] = []
-        self._targets: list[slice | Tensor] = []
-        start = 0
-        for sequence, count, _ in rows:
-            stop, length = start + count, sequence.length
-            self._segments.append(Segment(start, stop, kv.where(sequence), length))
-            self._targets.append(kv.slots(sequence, length - count, length))
-            start = stop
+        self._batch = TreeBatch([kv.request(*row) for row in rows], kv.page_size, kv.visual)
         self._layer_of_key: dict[int, int] = {}
         self._keys: list[Tensor] = []  # alive until the end of the forward, so that ids stay unique
+        self.visual_mass: list[Tensor] = []
 
     @property
     def cached(self) -> int:
         """The most tokens that a sequence of this forward has committed."""
-        return max(row.sequence.committed for row in self._rows)
+        return max(request.committed for request in self._batch.requests)
 
     def store(self, layer: int, keys: Tensor, values: Tensor) -> None:
         """Write the nodes' keys ``(1, Hkv, N, D)`` and values ``(1, Hkv, N, Dv)``."""
         self._layer_of_key[id(keys)] = layer
         self._keys.append(keys)
-        if len(self._targets) == 1:  # worth its own line: it runs once a layer
-            self._kv.write(layer, self._targets[0], keys, values)
-            return
-        for segment, target in zip(self._segments, self._targets, strict=True):
-            rows = slice(segment.start, segment.stop)
-            self._kv.write(layer, target, keys[:, :, rows], values[:, :, rows])
+        self._kv.store(layer, self._batch, keys, values)
 
-    def mask(
-        self, mask_function: Callable[..., Tensor], dtype: torch.dtype, device: torch.device
+    def window_starts(
+        self, mask_function: Callable[..., Tensor], device: torch.device
     ) -> Tensor | None:
-        """Additive mask ``(1, 1, N, L)`` over each request's own logical positions, L the longest;
-        ``None`` if every node sees everything.
+        """The first logical position that each node may see, int64 ``(1, 1, N, 1)``; ``None`` if
+        that is the beginning.
+
+        Raises:
+            RuntimeError: the model lets a node see something else than all from there to itself.
         """
         plain: Any = causal_mask_function
-        nodes, longest = self._segments[-1].stop, max(s.length for s in self._segments)
-        if mask_function is plain and nodes == 1 and self._rows[0].visible is None:
+        if mask_function is plain:
             return None
-        mask = torch.full((nodes, longest), -math.inf, dtype=dtype)
-        for segment, (sequence, count, visible) in zip(self._segments, self._rows, strict=True):
-            rows = mask[segment.start : segment.stop]
-            if visible is None:
-                rows[:, : segment.length].triu_(segment.length - count + 1)
-                continue
-            rows[:, : sequence.committed] = 0
-            rows[:, sequence.committed : segment.length].masked_fill_(visible, 0)
-        if mask_function is not plain:
-            mask.masked_fill_(~self._model_mask(mask_function, longest, device), -math.inf)
-        return mask.to(device)[None, None]
+        positions = [
+            request.committed + depth
+            for request in self._batch.requests
+            for depth in request.depths[len(request.depths) - request.nodes :]
+        ]
+        queries = torch.tensor(positions, device=device)[None, None, :, None]
+        keys = torch.arange(max(positions) + 1, device=device)[None, None, None]
+        zero = torch.zeros(1, 1, 1, 1, dtype=torch.long, device=device)
+        allowed = mask_function(zero, zero, queries, keys).expand(1, 1, len(positions), -1)
+        first = allowed.int().argmax(-1, keepdim=True)
+        window = (keys >= first) & (keys <= queries)
+        torch._assert_async(
+            (allowed == window).all(), "this model's attention mask is no window; specdec needs one"
+        )
+        return first
 
     def attend(
         self,
         query: Tensor,
         key: Tensor,
-        mask: Tensor | None,
+        first: Tensor | None,
         scale: float,
         softcap: float | None,
         sinks: Tensor | None,
@@ -146,36 +145,18 @@ class TreeForward:
                 "a text layer changed its keys after caching them, as multi-head latent attention "
                 "does; specdec cannot run this model"
             )
-        keys, values = self._kv.layer(layer)
-        return tree_attention(
+        out, mass = backend(query.device).tree_attention(
             query,
-            keys,
-            values,
-            self._segments,
-            None if mask is None else mask[0, 0],
-            page_size=self._kv.page_size,
+            *self._kv.layer(layer),
+            self._batch,
             scale=scale,
+            first=first,
             softcap=softcap,
             sinks=sinks,
-        ).transpose(1, 2)
-
-    def _model_mask(
-        self, mask_function: Callable[..., Tensor], longest: int, device: torch.device
-    ) -> Tensor:
-        """The model's own mask ``(N, longest)``, evaluated on logical positions."""
-        queries, keys = [], []
-        for segment, (sequence, count, _) in zip(self._segments, self._rows, strict=True):
-            scratch = torch.tensor(sequence.scratch_depths) + sequence.committed
-            positions = torch.zeros(longest, dtype=torch.long)
-            positions[: sequence.committed] = torch.arange(sequence.committed)
-            positions[sequence.committed : segment.length] = scratch
-            queries.append(scratch[-count:, None])
-            keys.append(positions.expand(count, longest))
-        zero = torch.zeros(1, 1, 1, 1, dtype=torch.long, device=device)
-        query_index = torch.cat(queries)[None, None].to(device)
-        key_index = torch.cat(keys)[None, None].to(device)
-        allowed = mask_function(zero, zero, query_index, key_index)
-        return allowed.expand(1, 1, *key_index.shape[-2:])[0, 0].cpu()
+        )
+        if mass is not None:
+            self.visual_mass.append(mass)
+        return out.transpose(1, 2)
 
 
 def attention(
@@ -213,7 +194,7 @@ def mask(*, mask_function: Callable[..., Tensor], **kwargs: Any) -> Tensor | Non
     """transformers' mask signature."""
     forward = CURRENT.get()
     if isinstance(forward, TreeForward):
-        return forward.mask(mask_function, kwargs["dtype"], kwargs["device"])
+        return forward.window_starts(mask_function, kwargs["device"])
     result: Tensor | None = sdpa_mask(mask_function=mask_function, **kwargs)
     return result
 

@@ -50,16 +50,27 @@ class PagedModel:
         model: a decoder-only transformers model, text-only or vision-language.
         page_size: tokens a page.
         kv_cache_bytes: what keys and values may take in all; ``None`` grows as needed.
+        flags_visual: keep note of which keys are those of visual tokens, for ``visual_mass``.
+
+    Attributes:
+        visual_mass: of the last :meth:`forward`, per attention layer, float32 ``(N, Hq)``: how much
+            of each node's attention went to visual tokens. Empty if they are not flagged.
 
     Raises:
         ValueError: the model's attention cannot be replaced through transformers' interfaces.
     """
 
     def __init__(
-        self, model: PreTrainedModel, *, page_size: int = 16, kv_cache_bytes: int | None = None
+        self,
+        model: PreTrainedModel,
+        *,
+        page_size: int = 16,
+        kv_cache_bytes: int | None = None,
+        flags_visual: bool = False,
     ) -> None:
         self.model = model
-        self.kv = PagedKV(page_size)
+        self.kv = PagedKV(page_size, flags_visual=flags_visual)
+        self.visual_mass: list[Tensor] = []
         self._budget = kv_cache_bytes
         self.cache = hook.PagedCache(model.config.get_text_config(decoder=True))
         self.seconds = 0.0  # spent inside the model's own forward
@@ -113,11 +124,13 @@ class PagedModel:
             rows = [
                 hook.TreeRows(nodes.sequence, len(nodes.tokens), nodes.visible) for nodes in batch
             ]
-            logits = self._run(hook.TreeForward(self.kv, rows), inputs)[0]
+            forward = hook.TreeForward(self.kv, rows)
+            logits = self._run(forward, inputs)[0]
         except BaseException:
             for sequence, count in grown:
                 del sequence.scratch_depths[-count:]
             raise
+        self.visual_mass = forward.visual_mass
         return logits if keep is None or self._keeps_logits else logits[keep]
 
     def _inputs(self, batch: Sequence[NodeBatch]) -> dict[str, Any]:

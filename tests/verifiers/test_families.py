@@ -143,7 +143,7 @@ def test_every_node_matches_plain_decoding_of_its_path(name: str) -> None:
         topology: Topology = random_topology(8, seed)
         tokens = torch.randint(2, 140, (8,)).tolist()
         with torch.no_grad():
-            logits = verifier.verify(handles, [DraftTree(topology, tuple(tokens))])
+            logits = verifier.verify(handles, [DraftTree(topology, tuple(tokens))]).logits
         for node in range(8):
             path = [tokens[ancestor] for ancestor in topology.path(node)]
             expected = path_logits(model, given, path)

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from torch import Tensor
 
-from specdec.eval.kernels import compare
+from specdec.eval.forwards import compare
 from specdec.runtime import PagedModel
 from support import families
 

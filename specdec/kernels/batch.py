@@ -1,0 +1,206 @@
+"""What a ragged batch of tree nodes reads, in the forms that the two backends need.
+
+A request's keys lie in its pages, by logical position:
+
+    [0, committed)                      of the text, visible to all its nodes
+    [committed, committed + scratch)    of tree nodes; a node sees its ancestors and itself
+
+Its queries are its last ``nodes`` scratch nodes. Layers that see only the end of the text (sliding
+windows, chunks) say so per node by ``first``: the logical position from which on it sees anything.
+A scratch node's logical position is ``committed + depth``. Knows tensors only.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from itertools import accumulate
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from specdec.kernels.packed import PackedBatch, pack
+from specdec.kernels.prefix import PrefixGroup, prefix_groups
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class TreeRequest:
+    """One request of a batch.
+
+    Attributes:
+        pages: its page table.
+        committed: tokens of text.
+        depths: of each scratch node, behind the last committed token.
+        nodes: how many of the last scratch nodes are queries.
+        visible: bool ``(nodes, scratch)`` on the CPU: which scratch nodes each query sees, itself
+            included; ``None`` is all up to itself, as in a chain.
+        contiguous: the pages follow one another.
+    """
+
+    pages: Sequence[int]
+    committed: int
+    depths: Sequence[int]
+    nodes: int
+    visible: Tensor | None = None
+    contiguous: bool = False
+
+    @property
+    def length(self) -> int:
+        """Keys, scratch included."""
+        return self.committed + len(self.depths)
+
+
+class Segment(NamedTuple):
+    """A request as the reference reads it.
+
+    Attributes:
+        start: first query row, inclusive.
+        stop: last query row, exclusive.
+        pages: where the pools hold the keys, in logical order: a slice of rows where they follow
+            one another (read as a view), else the page table, int64 (pages are gathered).
+        length: number of keys.
+    """
+
+    start: int
+    stop: int
+    pages: slice | Tensor
+    length: int
+
+
+@dataclass(eq=False)
+class TreeBatch:
+    """A packed batch; what is derived from it is computed once, for all layers.
+
+    Attributes:
+        requests: in the order of their rows.
+        page_size: tokens a page.
+        visual: uint8 ``(slots,)``: which pool rows are keys of visual tokens; ``None``: visual mass
+            is not wanted.
+    """
+
+    requests: Sequence[TreeRequest]
+    page_size: int
+    visual: Tensor | None = None
+    _masks: dict[tuple[int | None, torch.dtype], Tensor | None] = field(default_factory=dict)
+    _firsts: list[Tensor] = field(default_factory=list)  # alive, so that their ids stay theirs
+    _slots: dict[torch.device, Tensor] = field(default_factory=dict)
+    _packed: dict[tuple[torch.device, int], PackedBatch] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        for request in self.requests:
+            assert 0 <= request.nodes <= len(request.depths)
+            assert request.length <= len(request.pages) * self.page_size
+
+    @cached_property
+    def starts(self) -> list[int]:
+        """First row of each request, and the number of rows."""
+        return list(accumulate((request.nodes for request in self.requests), initial=0))
+
+    @property
+    def nodes(self) -> int:
+        """Query rows in all."""
+        return self.starts[-1]
+
+    @cached_property
+    def groups(self) -> list[PrefixGroup]:
+        """Requests that begin with the same full pages of text."""
+        texts = [r.pages[: r.committed // self.page_size] for r in self.requests]
+        return prefix_groups(texts, self.page_size)
+
+    @property
+    def widest(self) -> int:
+        """Most rows that read the same keys."""
+        own = [request.nodes for request in self.requests]
+        return max(own + [sum(own[r] for r in group.members) for group in self.groups])
+
+    @cached_property
+    def segments(self) -> list[Segment]:
+        """The requests as the reference reads them."""
+        segments = []
+        for request, start in zip(self.requests, self.starts, strict=False):
+            where: slice | Tensor
+            if request.contiguous:
+                base = request.pages[0] * self.page_size
+                where = slice(base, base + request.length)
+            else:
+                where = torch.tensor(request.pages[: -(-request.length // self.page_size)])
+            segments.append(Segment(start, start + request.nodes, where, request.length))
+        return segments
+
+    def slots(self, device: torch.device) -> Tensor:
+        """The pool rows of the queries' own keys, int64 ``(N,)``."""
+        if device not in self._slots:
+            slots = [
+                self._slot(request, place)
+                for request in self.requests
+                for place in range(request.length - request.nodes, request.length)
+            ]
+            self._slots[device] = torch.tensor(slots).to(device, non_blocking=True)
+        return self._slots[device]
+
+    def packed(self, device: torch.device, tile_rows: int) -> PackedBatch:
+        """The batch as the kernel reads it; see :func:`specdec.kernels.packed.pack`."""
+        if (device, tile_rows) not in self._packed:
+            self._packed[device, tile_rows] = pack(
+                self.requests, self.groups, self.page_size, tile_rows, device
+            )
+        return self._packed[device, tile_rows]
+
+    @cached_property
+    def targets(self) -> list[slice | Tensor]:
+        """Per request the pool rows of its queries' own keys; a slice where they are contiguous."""
+        targets: list[slice | Tensor] = []
+        for request in self.requests:
+            start, stop = request.length - request.nodes, request.length
+            if request.contiguous:
+                base = request.pages[0] * self.page_size
+                targets.append(slice(base + start, base + stop))
+            else:
+                rows = [self._slot(request, place) for place in range(start, stop)]
+                targets.append(torch.tensor(rows, dtype=torch.long))
+        return targets
+
+    def mask(self, first: Tensor | None, dtype: torch.dtype, device: torch.device) -> Tensor | None:
+        """What each row sees of its own request's keys, additive ``(N, L)`` with L the longest: 0,
+        else -inf; ``None`` if every row sees everything.
+        """
+        name = (None if first is None else id(first), dtype)
+        if name not in self._masks:
+            if first is not None:
+                self._firsts.append(first)
+            mask = self._mask(first, dtype)
+            self._masks[name] = None if mask is None else mask.to(device)
+        return self._masks[name]
+
+    def _mask(self, first: Tensor | None, dtype: torch.dtype) -> Tensor | None:
+        if first is None and self.nodes == 1 and self.requests[0].visible is None:
+            return None
+        longest = max(request.length for request in self.requests)
+        mask = torch.full((self.nodes, longest), -math.inf, dtype=dtype)
+        for request, start in zip(self.requests, self.starts, strict=False):
+            rows = mask[start : start + request.nodes]
+            if request.visible is None:
+                rows[:, : request.length].triu_(request.length - request.nodes + 1)
+                continue
+            rows[:, : request.committed] = 0
+            rows[:, request.committed : request.length].masked_fill_(request.visible, 0)
+        if first is not None:
+            mask.masked_fill_(self._positions(longest) < first.reshape(-1, 1).cpu(), -math.inf)
+        return mask
+
+    def _positions(self, longest: int) -> Tensor:
+        """Logical positions ``(N, longest)`` of each row's own request's keys."""
+        rows = []
+        for request in self.requests:
+            positions = torch.arange(longest)
+            scratch = torch.tensor(request.depths) + request.committed
+            positions[request.committed : request.length] = scratch
+            rows.append(positions.expand(request.nodes, longest))
+        return torch.cat(rows)
+
+    def _slot(self, request: TreeRequest, place: int) -> int:
+        page, offset = divmod(place, self.page_size)
+        return request.pages[page] * self.page_size + offset

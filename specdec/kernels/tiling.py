@@ -1,0 +1,79 @@
+"""How the tree-attention kernel is cut up. Knows sizes only."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+
+LEAST_KEYS = 256  # that are worth a program of their own
+MOST_SPLITS = 64
+
+
+class Tiling(NamedTuple):
+    """How the kernel is cut up: rows and keys a program, warps, pipeline stages."""
+
+    block_m: int
+    block_k: int
+    num_warps: int
+    num_stages: int
+
+
+def tilings(head_dim: int, dtype: torch.dtype, rows: int, group: int) -> tuple[Tiling, ...]:
+    """The few that are worth trying, the likely best one first.
+
+    Chosen so that none spills registers on sm_80, sm_90 and sm_100
+    (``python -m specdec.eval.compiled``).
+
+    Args:
+        head_dim: the larger of those of keys and values.
+        dtype: of the pools.
+        rows: tree nodes that read the same keys.
+        group: query heads a key head.
+    """
+    block_d = block(head_dim)
+    wanted = next_power_of_2(rows * group)
+    least = max(16, next_power_of_2(group))
+    if dtype == torch.float32:
+        block_m = max(least, min(wanted, 2048 // block_d))
+        return (Tiling(block_m, 32, 8 if block_d > 128 else 4, 2),)
+    block_m = max(least, min(wanted, 64))
+    if block_m > 32:
+        if block_d > 128:
+            return (Tiling(block_m, 32, 8, 2),)
+        if block_d <= 32:
+            return (Tiling(block_m, 64, 8, 2),)
+        return (Tiling(block_m, 64, 8, 2), Tiling(block_m, 32, 8, 3))
+    if block_d <= 32:
+        return (Tiling(block_m, 32, 4, 3),)
+    if block_d > 128:
+        return (Tiling(block_m, 32, 4, 2), Tiling(block_m, 32, 4, 3))
+    return (Tiling(block_m, 64, 4, 3), Tiling(block_m, 32, 4, 3), Tiling(block_m, 64, 4, 2))
+
+
+def chunk(head_dim: int, dtype: torch.dtype) -> int:
+    """Components of queries and keys that are multiplied at a time."""
+    return min(64 if dtype == torch.float32 else 256, block(head_dim))
+
+
+def block(head_dim: int) -> int:
+    """Components of a head that a program holds: matrix units take 16 at least."""
+    return max(16, next_power_of_2(head_dim))
+
+
+def splits(programs: int, processors: int, longest: int) -> int:
+    """Programs that share a tile's keys: enough for two a processor, as long as each has keys
+    enough.
+
+    Args:
+        programs: there would be without splits.
+        processors: of the device.
+        longest: most keys of a tile.
+    """
+    filling = -(-2 * processors // programs)
+    return max(1, min(filling, -(-longest // LEAST_KEYS), MOST_SPLITS))
+
+
+def next_power_of_2(number: int) -> int:
+    """The least power of 2 that is no less."""
+    return 1 << max(number - 1, 0).bit_length()
