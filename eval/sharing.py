@@ -2,13 +2,15 @@
 
 Pairs of held-out questions about the same images are asked one after the other of one verifier,
 and the second one of a fresh verifier too. The gate comes first: in fp32 its answer must be that of
-transformers' `generate` both times, or no time is printed.
+transformers' `generate` both times, or no time is printed. Then sixteen questions are asked about
+one image at once, and the pages counted that hold it.
 """
 
 from __future__ import annotations
 
 import statistics
 from collections import defaultdict
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -23,6 +25,7 @@ from specdec.eval import suite
 from specdec.eval.record import machine, write
 from specdec.eval.timing import Inputs
 from specdec.generation import generate
+from specdec.interfaces import Prompt
 from specdec.verifiers import TransformersVerifier
 
 
@@ -74,11 +77,41 @@ def compare(
     }
 
 
+def image_pages(model: PreTrainedModel, inputs: Sequence[Inputs]) -> int:
+    """How many pages hold visual tokens while all of these prompts are in the cache."""
+    verifier = TransformersVerifier(model)
+    held: set[int] = set()
+    with torch.no_grad():
+        for given in inputs:
+            ids = given["input_ids"]
+            prompt = Prompt(ids, (0,), {k: v for k, v in given.items() if k != "input_ids"})
+            (handle,) = verifier.prefill(prompt, ids.shape[1] + 64).handles
+            held.update(verifier.visual_pages(handle))
+    return len(held)
+
+
+def about_one_image(
+    model: PreTrainedModel, processor: Any, asked: Sequence[suite.Question], count: int
+) -> list[Inputs]:
+    """The first image that has a question of its own, with as many different questions.
+
+    Raises:
+        ValueError: there are not as many.
+    """
+    texts = {repr(each.messages): each for each in asked if len(each.images) == 1}
+    chosen = list(texts.values())[:count]
+    if len(chosen) < count:
+        raise ValueError(f"there are {len(chosen)} different questions, {count} are needed")
+    same = [each._replace(images=chosen[0].images) for each in chosen]
+    return [suite.model_inputs(model, processor, [each]) for each in same]
+
+
 def sharing(
     model: Annotated[Path, typer.Option(help="Folder of the verifier.")] = suite.MODEL,
     drafter: Annotated[Path, typer.Option(help="Folder of the drafter.")] = suite.DRAFTER,
     folder: Annotated[Path, typer.Option("--suite", help="Of questions.")] = suite.QUESTIONS,
     max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest answer.")] = 160,
+    requests: Annotated[int, typer.Option(min=1, help="That share an image at once.")] = 16,
     threads: Annotated[int | None, typer.Option(min=1, help="CPU threads.")] = None,
     out: Annotated[Path | None, typer.Option(help="JSON file to write.")] = None,
 ) -> None:
@@ -91,12 +124,20 @@ def sharing(
         inputs = [suite.model_inputs(verifier, processor, [each]) for each in asked]
         drafts = load_drafter(drafter, verifier)
         result = compare(verifier, drafts, pairs(asked, inputs), max_new_tokens)
+        prompts = about_one_image(verifier, processor, asked, requests)
+        result["requests"] = requests
+        result["image_pages_of_one"] = image_pages(verifier, prompts[:1])
+        result["image_pages_of_all"] = image_pages(verifier, prompts)
     except ValueError as error:
         raise typer.BadParameter(str(error)) from error
     Console().print(
         f"{result['pairs']} second questions: {result['cached_tokens']:.0f} of "
         f"{result['prompt_tokens']:.0f} prompt tokens cached; prefill "
         f"{result['prefill_ms_second']:.1f} ms, alone {result['prefill_ms_alone']:.1f} ms"
+    )
+    Console().print(
+        f"{requests} requests about one image hold {result['image_pages_of_all']} pages of it, "
+        f"one holds {result['image_pages_of_one']}"
     )
     if out is not None:
         write(out, {"machine": machine(), **result})

@@ -31,44 +31,44 @@ class Bug(NamedTuple):
 
 
 PATIENCE = 240  # seconds, several times what the tests named below take
+KERNEL = "tests/kernels/test_tree_attention.py"
 ENGINE = "tests/engine tests/test_generation.py tests/verifiers"
 BUGS = (
     # Masks and positions.
     Bug(
         "a node sees its siblings",
-        "specdec/runtime/hook.py",
-        ".masked_fill_(visible, 0)",
+        "specdec/kernels/batch.py",
+        ".masked_fill_(request.visible, 0)",
         ".fill_(0)",
-        "tests/runtime tests/verifiers",
+        "tests/kernels/test_reference.py",
     ),
     Bug(
         "a lone node sees its siblings",
-        "specdec/runtime/hook.py",
-        " and self._rows[0].visible is None:",
+        "specdec/kernels/batch.py",
+        " and self.requests[0].visible is None:",
         ":",
-        "tests/runtime tests/drafters tests/verifiers",
+        "tests/kernels/test_reference.py tests/runtime tests/drafters",
     ),
     Bug(
         "nodes of a chain see what comes after them",
-        "specdec/runtime/hook.py",
-        ".triu_(segment.length - count + 1)",
-        ".triu_(segment.length - count + 2)",
-        "tests/runtime tests/verifiers tests/drafters",
+        "specdec/kernels/batch.py",
+        ".triu_(request.length - request.nodes + 1)",
+        ".triu_(request.length - request.nodes + 2)",
+        "tests/kernels/test_reference.py",
     ),
     Bug(
         "sliding windows ignored",
         "specdec/runtime/hook.py",
-        "        if mask_function is not plain:\n",
-        "        if False:\n",
+        "        if mask_function is plain:\n",
+        "        if True:\n",
         "tests/runtime tests/verifiers",
     ),
     Bug(
         "windows count nodes, not depths",
-        "specdec/runtime/hook.py",
-        "positions[sequence.committed : segment.length] = scratch",
-        "positions[sequence.committed : segment.length] = torch.arange("
-        "sequence.committed, segment.length)",
-        "tests/runtime tests/verifiers",
+        "specdec/kernels/batch.py",
+        "positions[request.committed : request.length] = scratch",
+        "pass",
+        "tests/kernels/test_reference.py",
     ),
     Bug(
         "positions count nodes, not depths",
@@ -83,6 +83,84 @@ BUGS = (
         "first = nodes.sequence.committed + offset",
         "first = nodes.sequence.committed",
         "tests/verifiers",
+    ),
+    # The Triton kernels.
+    Bug(
+        "a key behind the split is read",
+        "specdec/kernels/tree_attention.py",
+        "valid = place < high",
+        "valid = place < high + 1",
+        KERNEL,
+    ),
+    Bug(
+        "windows end at the tree",
+        "specdec/kernels/tree_attention.py",
+        "allowed &= (end + depth)[None, :] >= sees_from[:, None]",
+        "allowed &= (end + depth)[None, :] >= 0 * sees_from[:, None]",
+        KERNEL,
+    ),
+    Bug(
+        "visual mass does not fade",
+        "specdec/kernels/tree_attention.py",
+        "state_mass = state_mass * fade +",
+        "state_mass = state_mass +",
+        KERNEL,
+    ),
+    Bug(
+        "ancestors of the first word only",
+        "specdec/kernels/tree_attention.py",
+        "row * words + word",
+        "row * words",
+        KERNEL,
+    ),
+    Bug(
+        "the tree is read by every split",
+        "specdec/kernels/tree_attention.py",
+        "if split == splits - 1:",
+        "if split >= 0:",
+        KERNEL,
+    ),
+    Bug(
+        "sinks take no weight",
+        "specdec/kernels/merge.py",
+        "total = tl.exp2(sink - top)",
+        "total = 0.0",
+        KERNEL,
+    ),
+    Bug(
+        "a shared prefix is read twice",
+        "specdec/kernels/packed.py",
+        "shared[member] = pages * page_size",
+        "shared[member] = 0",
+        KERNEL,
+    ),
+    Bug(
+        "members that share nothing are grouped",
+        "specdec/kernels/prefix.py",
+        "common = min(",
+        "common = max(",
+        "tests/kernels/test_prefix.py",
+    ),
+    Bug(
+        "moved rows of the wrong length",
+        "specdec/kernels/paged_copy.py",
+        "tl.load(base + source + at, mask=at < words)",
+        "tl.load(base + source + at, mask=at < words - 1)",
+        "tests/kernels/test_paged_copy.py",
+    ),
+    Bug(
+        "flags of a page's former owner stay",
+        "specdec/cache/paged_kv.py",
+        "self.visual.view(-1, self.page_size)[pages] = 0",
+        "pass",
+        "tests/verifiers/test_visual_mass.py",
+    ),
+    Bug(
+        "flags are not copied with a page",
+        "specdec/cache/paged_kv.py",
+        "return rows if self.visual is None else [*rows, self.visual.view(-1, 1, 1)]",
+        "return rows",
+        "tests/verifiers/test_visual_mass.py",
     ),
     # The cache.
     Bug(
@@ -129,11 +207,18 @@ BUGS = (
         "tests/verifiers/test_sharing.py",
     ),
     Bug(
-        "too little is copied of a marked page",
-        "specdec/cache/paged_kv.py",
-        "mark.length % self.page_size)",
-        "mark.length % self.page_size - 1)",
-        "tests/cache",
+        "the image does not end a page",
+        "verifiers/page_keys.py",
+        "lead = -images[-1][0].stop % page_size if images else 0",
+        "lead = 0",
+        "tests/verifiers/test_sharing.py",
+    ),
+    Bug(
+        "unused slots are read as keys",
+        "specdec/kernels/tree_attention.py",
+        "slot = lead + place",
+        "slot = place",
+        KERNEL,
     ),
     Bug(
         "the text behind a cached image has positions of its own",
@@ -145,8 +230,8 @@ BUGS = (
     Bug(
         "a page that is given away keeps its name",
         "specdec/cache/pages.py",
-        "                del self._page_of[key]\n",
-        "                pass\n",
+        "del self._page_of[self._key_of.pop(page)]",
+        "self._key_of.pop(page)",
         "tests/cache",
     ),
     Bug(

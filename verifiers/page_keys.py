@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from specdec.cache import Mark, page_key
+from specdec.cache import page_key
 from specdec.interfaces import Prompt
 
 # What a forward takes that says nothing about pixels.
@@ -24,12 +24,12 @@ _TEXT = frozenset(
 
 
 class RowKeys(NamedTuple):
-    """``pages``: of a row's full pages, in order. ``images_end``: the place behind its last visual
-    token, unless a page ends there.
+    """``pages``: of a row's full pages, in order. ``lead``: slots of its first page to leave
+    unused, so that a page ends behind its last visual token.
     """
 
     pages: list[bytes]
-    images_end: Mark | None
+    lead: int
 
 
 def prompt_keys(prompt: Prompt, visual: frozenset[int], page_size: int) -> list[RowKeys]:
@@ -56,17 +56,13 @@ def _row_keys(
     tokens: Sequence[int], images: Sequence[tuple[range, bytes]], page_size: int
 ) -> RowKeys:
     pixels = {place: digest for span, digest in images for place in span}
-    keys: list[bytes] = [b""]
-
-    def key(start: int, stop: int) -> bytes:
-        seen = [pixels[place] for place in range(start, stop) if place in pixels]
-        return page_key(keys[start // page_size], tokens[start:stop], seen)
-
-    for start in range(0, len(tokens) - page_size + 1, page_size):
-        keys.append(key(start, start + page_size))
-    end = images[-1][0].stop if images else 0
-    start = end // page_size * page_size
-    return RowKeys(keys[1:], Mark(key(start, end), end) if end > start else None)
+    lead = -images[-1][0].stop % page_size if images else 0
+    keys = [b""]
+    for end in range(page_size - lead, len(tokens) + 1, page_size):
+        start = max(end - page_size, 0)
+        seen = [pixels[place] for place in range(start, end) if place in pixels]
+        keys.append(page_key(keys[-1], tokens[start:end], seen))
+    return RowKeys(keys[1:], lead)
 
 
 def _spans(tokens: Sequence[int], visual: frozenset[int]) -> Iterator[range]:

@@ -100,7 +100,7 @@ class TransformersVerifier:
         kv, padding = self._paged.kv, prompt.padding
         chosen = range(len(padding)) if rows is None else rows
         texts = [prompt.input_ids[row, padding[row] :].tolist() for row in chosen]
-        keys = [RowKeys([], None)] * len(padding)
+        keys = [RowKeys([], 0)] * len(padding)
         if self.shares:
             keys = prompt_keys(prompt, self.spec.visual_token_ids, kv.page_size)
         inputs = self._inputs(prompt)
@@ -153,10 +153,8 @@ class TransformersVerifier:
         firsts: dict[Any, int] = {}
         twins = []
         for i, (text, known) in enumerate(zip(texts, keys, strict=True)):
-            # Pixels that are in no full page have no key.
-            rest = text[len(known) * self._paged.kv.page_size :]
-            plain = self.shares and self.spec.visual_token_ids.isdisjoint(rest)
-            twins.append(firsts.setdefault((tuple(text), tuple(known)) if plain else i, i))
+            # All pixels are in full pages, so the keys speak of all of them.
+            twins.append(firsts.setdefault((tuple(text), tuple(known)) if self.shares else i, i))
         return twins
 
     def _go_on(self, handles: Sequence[_Handle]) -> Tensor:
@@ -190,13 +188,11 @@ class TransformersVerifier:
         and nothing if an image is left to be read.
         """
         kv = self._paged.kv
-        most = (len(text) - 1) // kv.page_size
-        mark = keys.images_end if keys.images_end and keys.images_end.length < len(text) else None
-        sequence = kv.add(room, keys.pages[:most], mark)
+        most = (keys.lead + len(text) - 1) // kv.page_size
+        sequence = kv.add(room, keys.pages[:most], keys.lead)
         if not self.spec.visual_token_ids.isdisjoint(text[sequence.committed :]):
             kv.free(sequence)
-            sequence = kv.add(room)
-            sequence.mark = mark
+            sequence = kv.add(room, lead=keys.lead)
         kv.name(sequence, keys.pages[len(sequence.keys) :])
         return sequence
 
@@ -224,8 +220,9 @@ class TransformersVerifier:
         kv.commit(sequence, nodes)
         assert handle.tree is not None
         handle.text += [handle.tree.tokens[node] for node in nodes]
-        while self.shares and len(sequence.keys) < sequence.committed // kv.page_size:
-            start = len(sequence.keys) * kv.page_size
+        while self.shares and len(sequence.keys) < sequence.full_pages(kv.page_size):
+            # The first page is the prompt's unless it has no image, and then there is no lead.
+            start = len(sequence.keys) * kv.page_size - sequence.lead
             page = handle.text[start : start + kv.page_size]
             if not self.spec.visual_token_ids.isdisjoint(page):
                 break  # what its pixels are is not known any more
@@ -243,6 +240,13 @@ class TransformersVerifier:
     def pages_taken(self) -> int:
         """Pages that hold keys of some request."""
         return self._paged.kv.allocator.num_taken
+
+    def visual_pages(self, handle: _Handle) -> list[int]:
+        """The request's pages that hold visual tokens."""
+        sequence, size = handle.sequence, self._paged.kv.page_size
+        visual = self.spec.visual_token_ids
+        places = [place for place, token in enumerate(handle.text) if token in visual]
+        return sorted({sequence.pages[(sequence.lead + place) // size] for place in places})
 
     @property
     def bytes_per_page(self) -> int:

@@ -5,10 +5,11 @@ Each sequence's logical positions lie in its own pages, or in pages that it shar
     [0, committed)                      keys of tokens that are part of the text
     [committed, committed + scratch)    keys of tree nodes that are still speculation
 
-Only pages that no one else refers to are written: the last page of a forked sequence is copied when
-it grows. Full committed pages are published under the sequence's page keys, where a later sequence
-that begins with the same keys finds them; one place within a page may be published as well, and is
-copied by those who find it. Knows nothing of models or requests.
+A sequence may leave the first ``lead`` slots of its first page unused, so that some place in its
+text, the end of an image, is the end of a page: everything before it can then be shared. Only pages
+that no one else refers to are written: the last page of a forked sequence is copied when it grows.
+Full committed pages are published under the sequence's page keys, where a later sequence that
+begins with the same keys finds them. Knows nothing of models or requests.
 """
 
 from __future__ import annotations
@@ -16,22 +17,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from specdec.cache.pages import OutOfPages, PageAllocator
+from specdec.cache.pages import PageAllocator
 from specdec.kernels import TreeBatch, TreeRequest, backend
-
-
-class Mark(NamedTuple):
-    """A place in a text, ``length`` tokens from its beginning, within a page; ``key`` names what
-    the page holds up to there (see ``pages.page_key``).
-    """
-
-    key: bytes
-    length: int
 
 
 @dataclass(slots=True, eq=False)
@@ -40,22 +31,22 @@ class SequenceKV:
 
     Attributes:
         room: tokens that the sequence is expected to hold in all.
+        lead: slots of the first page that hold nothing.
         pages: its pages, in logical order.
         committed: tokens whose keys are part of the text.
         scratch_depths: for each scratch node its depth behind the last committed token: a node's
             logical position is ``committed + depth``.
         keys: what its full pages are published under, in order (see ``pages.page_key``); those of
             pages that are not full yet may be there already.
-        mark: a place within a page that is published too.
         contiguous: the pages follow one another.
     """
 
     room: int = 0
+    lead: int = 0
     pages: list[int] = field(default_factory=list)
     committed: int = 0
     scratch_depths: list[int] = field(default_factory=list)
     keys: list[bytes] = field(default_factory=list)
-    mark: Mark | None = None
     contiguous: bool = True
 
     @property
@@ -63,14 +54,20 @@ class SequenceKV:
         """Committed tokens and scratch nodes."""
         return self.committed + len(self.scratch_depths)
 
+    def full_pages(self, page_size: int) -> int:
+        """How many pages the committed text fills."""
+        return (self.lead + self.committed) // page_size
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class PageView:
-    """Some full pages of a sequence, in order, to be read only. They stay as they are, whatever
-    becomes of the sequence, until the view is closed with :meth:`PagedKV.close`.
+    """Some full pages of a sequence, in order, to be read only; the first ``lead`` slots hold
+    nothing. They stay as they are, whatever becomes of the sequence, until the view is closed with
+    :meth:`PagedKV.close`.
     """
 
     pages: tuple[int, ...]
+    lead: int
 
 
 class _Pool:
@@ -112,43 +109,26 @@ class PagedKV:
         """What a page takes in all layers that have been written."""
         return self.page_size * sum(rows.stride(0) * rows.itemsize for rows in self._rows())
 
-    def add(
-        self, room: int = 0, keys: Sequence[bytes] = (), mark: Mark | None = None
-    ) -> SequenceKV:
+    def add(self, room: int = 0, keys: Sequence[bytes] = (), lead: int = 0) -> SequenceKV:
         """A new sequence that is expected to hold ``room`` tokens.
 
-        Pages that are published under the first of ``keys`` are shared and count as committed. If
-        they end in the page of ``mark``, and that is published, the rest up to it is copied.
+        Pages that are published under the first of ``keys`` are shared and count as committed.
         """
+        assert 0 <= lead < self.page_size
         pages = self.allocator.find(keys)
-        sequence = SequenceKV(room, pages, len(pages) * self.page_size, keys=list(keys), mark=mark)
+        committed = len(pages) * self.page_size - lead if pages else 0
+        sequence = SequenceKV(room, lead, pages, committed, keys=list(keys))
         self._sequences[id(sequence)] = sequence
-        if mark is not None and mark.length // self.page_size == len(pages):
-            self._copy_up_to(sequence, mark)
         _note_contiguity(sequence)
         return sequence
-
-    def _copy_up_to(self, sequence: SequenceKV, mark: Mark) -> None:
-        found = self.allocator.find([mark.key])
-        if found:
-            try:
-                last = sequence.pages[-1] if sequence.pages else None
-                room = -(-max(sequence.room, mark.length) // self.page_size)
-                fresh = self._allocate(1, last, room)
-            except OutOfPages:
-                fresh = []
-            if fresh:
-                self._copy_rows(found[0], fresh[0], mark.length % self.page_size)
-                sequence.pages += fresh
-                sequence.committed = mark.length
-            self.allocator.free(found)
 
     def fork(self, sequence: SequenceKV) -> SequenceKV:
         """A second sequence with the same committed text, in the same pages."""
         assert not sequence.scratch_depths, "a sequence with scratch nodes cannot be forked"
-        pages = sequence.pages[: -(-sequence.committed // self.page_size)]
+        pages = sequence.pages[: self._pages_for(sequence, sequence.committed)]
         self.allocator.share(pages)
-        twin = SequenceKV(sequence.room, pages, sequence.committed, keys=list(sequence.keys))
+        keys = list(sequence.keys)
+        twin = SequenceKV(sequence.room, sequence.lead, pages, sequence.committed, keys=keys)
         _note_contiguity(twin)
         self._sequences[id(twin)] = twin
         return twin
@@ -163,11 +143,13 @@ class PagedKV:
             sequence.committed = 0
 
     def view(self, sequence: SequenceKV, indices: Sequence[int]) -> PageView:
-        """A view of these of the sequence's pages, counted from 0; each must be full and
-        committed.
+        """A view of these of the sequence's pages, counted from 0 and in order; each must be full
+        and committed.
         """
-        assert all(0 <= i < sequence.committed // self.page_size for i in indices)
-        view = PageView(tuple(sequence.pages[i] for i in indices))
+        assert all(0 <= i < sequence.full_pages(self.page_size) for i in indices)
+        assert all(one < other for one, other in pairwise(indices))
+        lead = sequence.lead if 0 in indices else 0
+        view = PageView(tuple(sequence.pages[i] for i in indices), lead)
         self.allocator.share(view.pages)
         self._views[id(view)] = view
         return view
@@ -184,12 +166,13 @@ class PagedKV:
             OutOfPages: the limit is reached; the sequence is as it was.
         """
         length = sequence.length + len(depths)
-        missing = -(-length // self.page_size) - len(sequence.pages)
-        first, used = divmod(sequence.length, self.page_size)
-        copied = used > 0 and self.allocator.refs(sequence.pages[first]) > 1
+        missing = self._pages_for(sequence, length) - len(sequence.pages)
+        first, used = divmod(sequence.lead + sequence.length, self.page_size)
+        begun = used > 0 and first < len(sequence.pages)
+        copied = begun and self.allocator.refs(sequence.pages[first]) > 1
         if missing > 0 or copied:
             last = sequence.pages[first if copied else -1] if sequence.pages else None
-            room = -(-max(sequence.room, length) // self.page_size)
+            room = self._pages_for(sequence, max(sequence.room, length))
             fresh = self._allocate(max(missing, 0) + copied, last, room)
             if copied:
                 old, sequence.pages[first] = sequence.pages[first], fresh.pop(0)
@@ -212,7 +195,7 @@ class PagedKV:
             source = [self._slot(sequence, sequence.committed + node) for node, _ in moves]
             target = [self._slot(sequence, sequence.committed + index) for _, index in moves]
             backend(pools[0].device).move(pools, source, target)
-        before = sequence.committed // self.page_size
+        before = sequence.full_pages(self.page_size)
         sequence.committed += len(nodes)
         self.rollback(sequence)
         self._publish(sequence, before)
@@ -237,6 +220,7 @@ class PagedKV:
             sequence.scratch_depths,
             nodes,
             visible,
+            sequence.lead,
             sequence.contiguous,
         )
 
@@ -246,13 +230,13 @@ class PagedKV:
         """
         if sequence.contiguous:
             base = sequence.pages[0] * self.page_size if sequence.pages else 0
-            return slice(base + start, base + stop)
+            return slice(base + sequence.lead + start, base + sequence.lead + stop)
         return self._index(sequence, torch.arange(start, stop))
 
     def view_slots(self, view: PageView) -> Tensor:
-        """The pool rows of a view, int64 ``(len(pages) * page_size,)``."""
+        """The pool rows of a view, int64 ``(len(pages) * page_size - lead,)``."""
         rows = torch.tensor(view.pages)[:, None] * self.page_size + torch.arange(self.page_size)
-        return rows.flatten()
+        return rows.flatten()[view.lead :]
 
     def write(self, layer: int, slots: slice | Tensor, keys: Tensor, values: Tensor) -> None:
         """Store a layer's ``keys (1, Hkv, n, D)`` and ``values (1, Hkv, n, Dv)`` in these slots."""
@@ -294,25 +278,25 @@ class PagedKV:
         views = [view.pages for view in self._views.values()]
         self.allocator.check_integrity([*(s.pages for s in sequences), *views])
         for sequence in sequences:
-            assert sequence.length <= len(sequence.pages) * self.page_size
+            assert self._pages_for(sequence, sequence.length) <= len(sequence.pages)
             if sequence.scratch_depths:
-                for page in sequence.pages[sequence.committed // self.page_size :]:
+                for page in sequence.pages[sequence.full_pages(self.page_size) :]:
                     assert self.allocator.refs(page) == 1, f"page {page} has two writers"
 
     def _publish(self, sequence: SequenceKV, first: int) -> None:
         """Publish the full pages from ``first`` on whose keys are known; those that others
         published before are taken over.
         """
-        full = min(sequence.committed // self.page_size, len(sequence.keys))
+        full = min(sequence.full_pages(self.page_size), len(sequence.keys))
         for index in range(first, full):
             page = sequence.pages[index]
             sequence.pages[index] = self.allocator.publish(page, sequence.keys[index])
             if sequence.pages[index] != page:
                 sequence.contiguous = False
-        mark = sequence.mark
-        if mark is not None and mark.length <= sequence.committed:
-            self.allocator.note(sequence.pages[mark.length // self.page_size], mark.key)
-            sequence.mark = None
+
+    def _pages_for(self, sequence: SequenceKV, length: int) -> int:
+        """How many pages that many tokens take."""
+        return -(-(sequence.lead + length) // self.page_size) if length else 0
 
     def _allocate(self, count: int, after: int | None, room: int) -> list[int]:
         """Take pages, and have every pool hold every page that exists."""
@@ -349,12 +333,12 @@ class PagedKV:
         return rows if self.visual is None else [*rows, self.visual.view(-1, 1, 1)]
 
     def _slot(self, sequence: SequenceKV, position: int) -> int:
-        page, offset = divmod(position, self.page_size)
+        page, offset = divmod(sequence.lead + position, self.page_size)
         return sequence.pages[page] * self.page_size + offset
 
     def _index(self, sequence: SequenceKV, positions: Tensor) -> Tensor:
-        table = torch.tensor(sequence.pages)
-        return table[positions // self.page_size] * self.page_size + positions % self.page_size
+        table, places = torch.tensor(sequence.pages), positions + sequence.lead
+        return table[places // self.page_size] * self.page_size + places % self.page_size
 
 
 def _note_contiguity(sequence: SequenceKV) -> None:

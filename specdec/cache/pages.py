@@ -20,7 +20,7 @@ class OutOfPages(RuntimeError):
 
 
 def page_key(parent: bytes, tokens: Sequence[int], pixels: Sequence[bytes] = ()) -> bytes:
-    """The name of a page's contents, 16 bytes: of a full page, or of its first tokens.
+    """The name of a full page's contents, 16 bytes.
 
     Args:
         parent: the key of the page before it, or whatever tells apart texts that may not share
@@ -54,7 +54,7 @@ class PageAllocator:
         self._refs: list[int] = []
         self._cursor = 0
         self._page_of: dict[bytes, int] = {}
-        self._keys_of: dict[int, list[bytes]] = {}
+        self._key_of: dict[int, bytes] = {}
         self._cached: OrderedDict[int, None] = OrderedDict()  # the longest unused first
 
     @property
@@ -114,7 +114,7 @@ class PageAllocator:
             assert self._refs[page] > 0, f"page {page} was freed twice"
             self._refs[page] -= 1
             if self._refs[page] == 0:
-                if page in self._keys_of:
+                if page in self._key_of:
                     self._cached[page] = None
                 else:
                     self._free[page] = 1
@@ -127,19 +127,12 @@ class PageAllocator:
             to that one.
         """
         assert self._refs[page] > 0, f"page {page} is published but not taken"
-        there = self.note(page, key)
-        if there != page:
+        there = self._page_of.setdefault(key, page)
+        if there == page:
+            self._key_of[page] = key
+        else:
             self.find([key])
             self.free([page])
-        return there
-
-    def note(self, page: int, key: bytes) -> int:
-        """Let others find the first tokens of this taken page, never to be written again, by
-        ``key``. Returns the page that has the key: the one that had it first.
-        """
-        there = self._page_of.setdefault(key, page)
-        if there == page and key not in self._keys_of.setdefault(page, []):
-            self._keys_of[page].append(key)
         return there
 
     def find(self, keys: Iterable[bytes]) -> list[int]:
@@ -168,10 +161,9 @@ class PageAllocator:
             assert refs == counts[page], f"page {page}: {refs} references, {counts[page]} owners"
             free, cached = self._free[page] != _USED, page in self._cached
             assert [free, cached, refs > 0].count(True) == 1, f"page {page} is in two states"
-            assert not free or page not in self._keys_of, f"free page {page} has a key"
-            assert not cached or page in self._keys_of, f"cached page {page} has no key"
-        named = {key: page for page, keys in self._keys_of.items() for key in keys}
-        assert named == self._page_of
+            assert not free or page not in self._key_of, f"free page {page} has a key"
+            assert not cached or page in self._key_of, f"cached page {page} has no key"
+        assert {key: page for page, key in self._key_of.items()} == self._page_of
 
     def _start(self, room: int) -> int:
         """The first page of a run of ``room`` free ones, behind the last such run where
@@ -203,8 +195,7 @@ class PageAllocator:
             self._grow(new)
         for _ in range(missing - new):
             page, _ = self._cached.popitem(last=False)
-            for key in self._keys_of.pop(page):
-                del self._page_of[key]
+            del self._page_of[self._key_of.pop(page)]
             self._free[page] = 1
 
     def _grow(self, missing: int) -> None:

@@ -5,9 +5,10 @@ A request's keys lie in its pages, by logical position:
     [0, committed)                      of the text, visible to all its nodes
     [committed, committed + scratch)    of tree nodes; a node sees its ancestors and itself
 
-Its queries are its last ``nodes`` scratch nodes. Layers that see only the end of the text (sliding
-windows, chunks) say so per node by ``first``: the logical position from which on it sees anything.
-A scratch node's logical position is ``committed + depth``. Knows tensors only.
+The first ``lead`` slots of its first page hold nothing. Its queries are its last ``nodes`` scratch
+nodes. Layers that see only the end of the text (sliding windows, chunks) say so per node by
+``first``: the logical position from which on it sees anything. A scratch node's logical position is
+``committed + depth``. Knows tensors only.
 """
 
 from __future__ import annotations
@@ -37,6 +38,7 @@ class TreeRequest:
         nodes: how many of the last scratch nodes are queries.
         visible: bool ``(nodes, scratch)`` on the CPU: which scratch nodes each query sees, itself
             included; ``None`` is all up to itself, as in a chain.
+        lead: slots of the first page that hold nothing.
         contiguous: the pages follow one another.
     """
 
@@ -45,12 +47,18 @@ class TreeRequest:
     depths: Sequence[int]
     nodes: int
     visible: Tensor | None = None
+    lead: int = 0
     contiguous: bool = False
 
     @property
     def length(self) -> int:
         """Keys, scratch included."""
         return self.committed + len(self.depths)
+
+    def slot(self, position: int, page_size: int) -> int:
+        """The pool row of a logical position."""
+        page, offset = divmod(self.lead + position, page_size)
+        return self.pages[page] * page_size + offset
 
 
 class Segment(NamedTuple):
@@ -61,12 +69,14 @@ class Segment(NamedTuple):
         stop: last query row, exclusive.
         pages: where the pools hold the keys, in logical order: a slice of rows where they follow
             one another (read as a view), else the page table, int64 (pages are gathered).
+        lead: slots of the first page of a table that hold nothing.
         length: number of keys.
     """
 
     start: int
     stop: int
     pages: slice | Tensor
+    lead: int
     length: int
 
 
@@ -92,7 +102,7 @@ class TreeBatch:
     def __post_init__(self) -> None:
         for request in self.requests:
             assert 0 <= request.nodes <= len(request.depths)
-            assert request.length <= len(request.pages) * self.page_size
+            assert request.lead + request.length <= len(request.pages) * self.page_size
 
     @cached_property
     def starts(self) -> list[int]:
@@ -107,7 +117,7 @@ class TreeBatch:
     @cached_property
     def groups(self) -> list[PrefixGroup]:
         """Requests that begin with the same full pages of text."""
-        texts = [r.pages[: r.committed // self.page_size] for r in self.requests]
+        texts = [r.pages[: (r.lead + r.committed) // self.page_size] for r in self.requests]
         return prefix_groups(texts, self.page_size)
 
     @property
@@ -123,18 +133,20 @@ class TreeBatch:
         for request, start in zip(self.requests, self.starts, strict=False):
             where: slice | Tensor
             if request.contiguous:
-                base = request.pages[0] * self.page_size
+                base = request.slot(0, self.page_size)
                 where = slice(base, base + request.length)
             else:
-                where = torch.tensor(request.pages[: -(-request.length // self.page_size)])
-            segments.append(Segment(start, start + request.nodes, where, request.length))
+                used = -(-(request.lead + request.length) // self.page_size)
+                where = torch.tensor(request.pages[:used])
+            stop = start + request.nodes
+            segments.append(Segment(start, stop, where, request.lead, request.length))
         return segments
 
     def slots(self, device: torch.device) -> Tensor:
         """The pool rows of the queries' own keys, int64 ``(N,)``."""
         if device not in self._slots:
             slots = [
-                self._slot(request, place)
+                request.slot(place, self.page_size)
                 for request in self.requests
                 for place in range(request.length - request.nodes, request.length)
             ]
@@ -156,10 +168,10 @@ class TreeBatch:
         for request in self.requests:
             start, stop = request.length - request.nodes, request.length
             if request.contiguous:
-                base = request.pages[0] * self.page_size
+                base = request.slot(0, self.page_size)
                 targets.append(slice(base + start, base + stop))
             else:
-                rows = [self._slot(request, place) for place in range(start, stop)]
+                rows = [request.slot(place, self.page_size) for place in range(start, stop)]
                 targets.append(torch.tensor(rows, dtype=torch.long))
         return targets
 
@@ -200,7 +212,3 @@ class TreeBatch:
             positions[request.committed : request.length] = scratch
             rows.append(positions.expand(request.nodes, longest))
         return torch.cat(rows)
-
-    def _slot(self, request: TreeRequest, place: int) -> int:
-        page, offset = divmod(place, self.page_size)
-        return request.pages[page] * self.page_size + offset

@@ -130,13 +130,16 @@ def tree_attention(
     mask = batch.mask(first, query.dtype, query.device)
     out, mass = [], []
     alone = len(batch.segments) == 1
-    for start, stop, pages, length in batch.segments:
+    for start, stop, pages, lead, length in batch.segments:
         if start == stop:
             continue
         if isinstance(pages, slice):
             key, value = keys[:, :, pages], values[:, :, pages]
         else:
-            key, value = (_gather(pool, pages, length, batch.page_size) for pool in (keys, values))
+            key, value = (
+                _gather(pool, pages, batch.page_size)[:, :, lead : lead + length]
+                for pool in (keys, values)
+            )
         rows = query if alone else query[:, :, start:stop]
         own = None if mask is None else mask[None, None, start:stop, :length]
         if batch.visual is None:
@@ -146,25 +149,28 @@ def tree_attention(
             continue
         weights = _weights(rows, key, own, scale, softcap, sinks)
         out.append(_weighted(weights, value))
-        flags = batch.visual[pages] if isinstance(pages, slice) else _flags(batch, pages, length)
+        if isinstance(pages, slice):
+            flags = batch.visual[pages]
+        else:
+            flags = _flags(batch, pages)[lead : lead + length]
         mass.append((weights @ flags.float())[0].flatten(0, 1).T)
     joined = out[0] if alone else torch.cat(out, dim=2)
     return Attended(joined, torch.cat(mass) if mass else None)
 
 
-def _gather(pool: Tensor, pages: Tensor, length: int, page_size: int) -> Tensor:
-    """The rows ``(1, H, length, D)`` of a pool ``(1, H, slots, D)``, copied page by page: in memory
-    each is one piece, heads included.
+def _gather(pool: Tensor, pages: Tensor, page_size: int) -> Tensor:
+    """The rows ``(1, H, n, D)`` of these pages of a pool ``(1, H, slots, D)``, copied page by page:
+    in memory each is one piece, heads included.
     """
     paged: Tensor = pool[0].transpose(0, 1).unflatten(0, (-1, page_size))
-    rows: Tensor = paged.index_select(0, pages.to(pool.device)).flatten(0, 1)[:length]
+    rows: Tensor = paged.index_select(0, pages.to(pool.device)).flatten(0, 1)
     return rows.transpose(0, 1)[None]
 
 
-def _flags(batch: TreeBatch, pages: Tensor, length: int) -> Tensor:
+def _flags(batch: TreeBatch, pages: Tensor) -> Tensor:
     assert batch.visual is not None
     paged: Tensor = batch.visual.unflatten(0, (-1, batch.page_size))
-    return paged[pages.to(paged.device)].flatten()[:length]
+    return paged[pages.to(paged.device)].flatten()
 
 
 def store(
@@ -178,7 +184,7 @@ def store(
         keys[:, :, targets[0]] = new_keys
         values[:, :, targets[0]] = new_values
         return
-    for (start, stop, _, _), target in zip(batch.segments, targets, strict=True):
+    for (start, stop, *_), target in zip(batch.segments, targets, strict=True):
         keys[:, :, target] = new_keys[:, :, start:stop]
         values[:, :, target] = new_values[:, :, start:stop]
 

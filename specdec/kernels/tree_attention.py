@@ -109,7 +109,7 @@ def tree_attention_kernel(
     values,  # (slots, Hkv, DV)
     visual,  # (slots,)
     first,  # (N,)
-    tiles,  # (T, 6)
+    tiles,  # (T, 7)
     rows,
     tables,  # (R, P)
     ancestors,  # (N, words)
@@ -155,12 +155,13 @@ def tree_attention_kernel(
     tile = tl.program_id(0)
     head = tl.program_id(1)
     split = tl.program_id(2)
-    request = tl.load(tiles + tile * 6).to(tl.int64)
-    rows_start = tl.load(tiles + tile * 6 + 1)
-    rows_count = tl.load(tiles + tile * 6 + 2)
-    begin = tl.load(tiles + tile * 6 + 3)
-    end = tl.load(tiles + tile * 6 + 4)
-    scratch = tl.load(tiles + tile * 6 + 5)
+    request = tl.load(tiles + tile * 7).to(tl.int64)
+    rows_start = tl.load(tiles + tile * 7 + 1)
+    rows_count = tl.load(tiles + tile * 7 + 2)
+    begin = tl.load(tiles + tile * 7 + 3)
+    end = tl.load(tiles + tile * 7 + 4)
+    scratch = tl.load(tiles + tile * 7 + 5)
+    lead = tl.load(tiles + tile * 7 + 6)
 
     m = tl.arange(0, BLOCK_M)
     real = m // GROUP < rows_count
@@ -188,14 +189,15 @@ def tree_attention_kernel(
     for begin_block in range(low, high, BLOCK_K):
         place = begin_block + tl.arange(0, BLOCK_K)
         valid = place < high
-        page = tl.load(table + place // PAGE, mask=valid, other=0).to(tl.int64)
+        slot = lead + place
+        page = tl.load(table + slot // PAGE, mask=valid, other=0).to(tl.int64)
         allowed = real[:, None] & valid[None, :]
         if HAS_FIRST:
             allowed &= place[None, :] >= sees_from[:, None]
         state_max, state_sum, state_mass, state_out = _absorb(
             q,
             real,
-            page * PAGE + place % PAGE,
+            page * PAGE + slot % PAGE,
             valid,
             allowed,
             keys,
@@ -223,8 +225,8 @@ def tree_attention_kernel(
         for word in range(0, tl.cdiv(scratch, 32)):
             node = word * 32 + tl.arange(0, 32)
             valid = node < scratch
-            place = end + node
-            page = tl.load(table + place // PAGE, mask=valid, other=0).to(tl.int64)
+            slot = lead + end + node
+            page = tl.load(table + slot // PAGE, mask=valid, other=0).to(tl.int64)
             seen = tl.load(ancestors + row * words + word, mask=real, other=0)
             allowed = ((seen[:, None] >> tl.arange(0, 32)[None, :]) & 1) != 0
             allowed &= real[:, None] & valid[None, :]
@@ -234,7 +236,7 @@ def tree_attention_kernel(
             state_max, state_sum, state_mass, state_out = _absorb(
                 q,
                 real,
-                page * PAGE + place % PAGE,
+                page * PAGE + slot % PAGE,
                 valid,
                 allowed,
                 keys,

@@ -22,7 +22,7 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 
-from specdec.cache import Mark, OutOfPages, PagedKV, PageView, SequenceKV
+from specdec.cache import OutOfPages, PagedKV, PageView, SequenceKV
 from specdec.cache.pages import page_key
 
 PAGE, LIMIT, LAYERS = 3, 14, 2
@@ -51,10 +51,10 @@ class Cache(RuleBasedStateMachine):
         self.held: dict[SequenceKV, tuple[list[int], list[list[int]]]] = {}
         self.seen: dict[PageView, list[float]] = {}
 
-    def keys(self, text: list[int]) -> list[bytes]:
-        keys = [b""]
-        for start in range(0, len(text) - PAGE + 1, PAGE):
-            keys.append(page_key(keys[-1], text[start : start + PAGE]))
+    def keys(self, text: list[int], lead: int) -> list[bytes]:
+        keys = [bytes([lead])]
+        for end in range(PAGE - lead, len(text) + 1, PAGE):
+            keys.append(page_key(keys[-1], text[max(end - PAGE, 0) : end]))
         return keys[1:]
 
     def write(self, sequence: SequenceKV, count: int, rows: list[float]) -> None:
@@ -74,21 +74,13 @@ class Cache(RuleBasedStateMachine):
         scratch += paths
         return True
 
-    @rule(target=sequences, text=TEXT, room=st.integers(0, 12), place=st.integers(0, 8))
-    def add(self, text: list[int], room: int, place: int) -> SequenceKV:
-        """A prompt: what is found of it is taken over, the rest is computed. ``place`` is marked
-        if it lies within a page of it."""
-        keys = self.keys(text[:-1])
-        start = place // PAGE * PAGE
-        mark = None
-        if start < place < len(text):
-            mark = Mark(
-                page_key(self.keys(text[:start])[-1] if start else b"", text[start:place]), place
-            )
-        sequence = self.kv.add(room, keys, mark)
+    @rule(target=sequences, text=TEXT, room=st.integers(0, 12), lead=st.integers(0, PAGE - 1))
+    def add(self, text: list[int], room: int, lead: int) -> SequenceKV:
+        """A prompt: what is found of it is taken over, the rest is computed."""
+        sequence = self.kv.add(room, self.keys(text[:-1], lead), lead)
         found = sequence.committed
         assert found <= len(text) - 1
-        assert found % PAGE == 0 or found == place
+        assert found == 0 or (found + lead) % PAGE == 0
         self.held[sequence] = (text[:found], [])
         rest = [text[found : found + i + 1] for i in range(len(text) - found)]
         if self.grow(sequence, rest):
@@ -137,7 +129,7 @@ class Cache(RuleBasedStateMachine):
         text = committed + [scratch[node][-1] for node in nodes]
         self.held[sequence] = (text, [])
         if named:
-            self.kv.name(sequence, self.keys(text)[len(sequence.keys) :])
+            self.kv.name(sequence, self.keys(text, sequence.lead)[len(sequence.keys) :])
 
     @rule(sequence=sequences)
     def roll_back(self, sequence: SequenceKV) -> None:
@@ -153,7 +145,7 @@ class Cache(RuleBasedStateMachine):
         text, _ = self.held.pop(sequence)
         self.kv.free(sequence)
         if text:
-            self.add(text, 0, len(text) - 1)
+            self.add(text, 0, sequence.lead)
 
     @rule(sequence=consumes(sequences))
     def free(self, sequence: SequenceKV) -> None:
@@ -163,7 +155,7 @@ class Cache(RuleBasedStateMachine):
 
     @rule(target=views, sequence=sequences, data=st.data())
     def view(self, sequence: SequenceKV, data: Any) -> PageView | None:
-        full = sequence.committed // PAGE
+        full = sequence.full_pages(PAGE)
         if sequence not in self.held or full == 0:
             return None
         chosen = data.draw(st.sets(st.integers(0, full - 1), min_size=1))
@@ -172,7 +164,8 @@ class Cache(RuleBasedStateMachine):
         self.seen[view] = [
             row_of(text[: i + 1])
             for page in sorted(chosen)
-            for i in range(page * PAGE, (page + 1) * PAGE)
+            for i in range(page * PAGE - sequence.lead, (page + 1) * PAGE - sequence.lead)
+            if i >= 0
         ]
         return view
 

@@ -77,7 +77,8 @@ def test_speed_names_what_is_wrong(folder: Path, options: list[str], reason: str
 
 
 def test_sharing_needs_two_questions_about_one_image(folder: Path, tmp_path: Path) -> None:
-    """Also that what the second one finds is counted, and that its answer passes the gate."""
+    """Also that what the second one finds is counted, that its answer passes the gate, and that
+    three requests hold one copy of their image."""
     assert _run(sharing, folder).exit_code == 2
     rows = json.loads((folder / "questions.json").read_text())
     rows.append({**rows[0], "messages": rows[1]["messages"]})
@@ -85,8 +86,10 @@ def test_sharing_needs_two_questions_about_one_image(folder: Path, tmp_path: Pat
         (tmp_path / name).write_bytes((folder / name).read_bytes())
     (tmp_path / "questions.json").write_text(json.dumps(rows))
     out = tmp_path / "sharing.json"
-    result = _run(sharing, folder, "--suite", str(tmp_path), "--out", str(out))
+    options = ["--suite", str(tmp_path), "--out", str(out), "--requests", "3"]
+    result = _run(sharing, folder, *options)
     assert result.exit_code == 0, result.output
     record = json.loads(out.read_text())
     assert record["pairs"] == 1
     assert 16 <= record["cached_tokens"] < record["prompt_tokens"]
+    assert record["image_pages_of_all"] == record["image_pages_of_one"] > 0

@@ -97,18 +97,21 @@ def test_without_committed_text(device: str) -> None:
 
 
 @pytest.mark.parametrize("splits", [1, 3])
+@pytest.mark.parametrize("lead", [0, 2])
 @pytest.mark.parametrize("window", [False, True], ids=["full", "window"])
-def test_shared_prefixes_are_read_once(window: bool, splits: int, device: str) -> None:
+def test_shared_prefixes_are_read_once(window: bool, lead: int, splits: int, device: str) -> None:
     """Three of five requests share 33 pages: partial results merged with the wrong weights, rows
     of no group that take over somebody's prefix, a window that cuts into it."""
-    shapes = [Shape(140, 3), Shape(134, 2, 1, shared=33), Shape(7, 4), Shape(170, 5, shared=33)]
+    first, *others = Shape(140, 3), Shape(134, 2, 1, shared=33), Shape(170, 5, shared=33)
+    shapes = [shape._replace(lead=lead) for shape in (first, *others)]
+    shapes.insert(2, Shape(7, 4))
     case = make_case([*shapes, Shape(0, 1)], device=device, window=window, sinks=True, seed=3)
     groups = case.batch.groups
     assert [(group.members, group.pages) for group in groups] == [([0, 1, 3], 33)]
     check(case, splits=splits)
     tiles = case.batch.packed(case.query.device, 4).tiles.tolist()
     prefixes = [tile for tile in tiles if tile[5] == 0]
-    assert {(tile[3], tile[4]) for tile in prefixes} == {(0, 132)}
+    assert {(tile[3], tile[4]) for tile in prefixes} == {(0, 132 - lead)}
     assert sum(tile[2] for tile in prefixes) == 10  # all their rows, and no others
 
 

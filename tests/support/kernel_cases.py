@@ -12,22 +12,23 @@ from torch import Tensor
 
 from specdec.kernels import Attended, TreeBatch, TreeRequest, reference
 
-WINDOW = 6
+WINDOW = 3
 # Rounding of the dtype against a result of order 1; sums are in fp32.
 TOLERANCE = {torch.float32: 1e-5, torch.float16: 2e-3, torch.bfloat16: 1.6e-2}
 
 
 class Shape(NamedTuple):
     """One request: committed tokens, scratch nodes that are queries, scratch nodes before them,
-    and how many of its first pages it shares with the first request."""
+    how many of its first pages it shares with the first request, and unused slots before all."""
 
     committed: int
     nodes: int
     before: int = 0
     shared: int = 0
+    lead: int = 0
 
 
-RAGGED = (Shape(10, 3), Shape(6, 2, before=3), Shape(0, 1), Shape(9, 0), Shape(4, 5))
+RAGGED = (Shape(10, 3), Shape(6, 2, before=3, lead=3), Shape(0, 1), Shape(9, 0), Shape(4, 5))
 
 
 class Case(NamedTuple):
@@ -61,7 +62,7 @@ def make_case(
     visual."""
     torch.manual_seed(seed)
     rng = random.Random(seed)
-    most = [-(-(s.committed + s.nodes + s.before) // page_size) for s in shapes]
+    most = [-(-(s.lead + s.committed + s.nodes + s.before) // page_size) for s in shapes]
     free = list(range(sum(most) + 5))
     rng.shuffle(free)
     slots = len(free) * page_size
@@ -73,14 +74,16 @@ def make_case(
         shared = list(requests[0].pages[: shape.shared]) if shape.shared else []
         pages = [*shared, *(free.pop() for _ in range(count - shape.shared))]
         visible, depths = random_tree(shape.before + shape.nodes, rng)
-        for place in range(shape.shared * page_size, shape.committed + len(depths)):
-            slot = pages[place // page_size] * page_size + place % page_size
+        request = TreeRequest(
+            pages, shape.committed, depths, shape.nodes, visible[shape.before :], shape.lead
+        )
+        first_own = max(shape.shared * page_size - shape.lead, 0)
+        for place in range(first_own, request.length):
+            slot = request.slot(place, page_size)
             keys[slot] = torch.randn(kv_heads, dim).to(dtype)
             values[slot] = torch.randn(kv_heads, value_dim or dim).to(dtype)
             flags[slot] = visual is not None and place < shape.committed and rng.random() < visual
-        requests.append(
-            TreeRequest(pages, shape.committed, depths, shape.nodes, visible[shape.before :])
-        )
+        requests.append(request)
     batch = TreeBatch(requests, page_size, None if visual is None else flags.to(device))
     first = [
         max(0, request.committed + depth - WINDOW + 1)
@@ -137,7 +140,7 @@ def oracle(case: Case) -> Attended:
                         continue
                     position = request.committed + request.depths[place - request.committed]
                 if first is None or position >= first[row]:
-                    seen.append(request.pages[place // size] * size + place % size)
+                    seen.append(request.slot(place, size))
             for head in range(heads):
                 logits = []
                 for slot in seen:
