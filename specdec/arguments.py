@@ -6,6 +6,7 @@ Everything is prepared (lengths, positions, processors, criteria, expansion) exa
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, NamedTuple
@@ -15,7 +16,6 @@ from torch import Tensor
 from transformers import (
     EosTokenCriteria,
     GenerationConfig,
-    GenerationMixin,
     LogitsProcessorList,
     MaxLengthCriteria,
     PreTrainedModel,
@@ -25,6 +25,7 @@ from transformers import (
 from transformers.generation.streamers import BaseStreamer
 
 from specdec.engine import Decoding
+from specdec.verifiers.key_transfer import transferable
 
 # Arguments of transformers' generate that ask for something specdec does not do, with the values
 # that ask for nothing.
@@ -42,16 +43,19 @@ _REFUSED: Mapping[str, tuple[Any, ...]] = {
     "token_healing": (None, False),
     "custom_generate": (None,),
     "negative_prompt_ids": (None,),
-    "past_key_values": (None,),
-    "inputs_embeds": (None,),
     "use_cache": (None, True),
     "cache_implementation": (None, "dynamic"),
-    "prefill_chunk_size": (None,),
-    "output_attentions": (None, False),
-    "output_hidden_states": (None, False),
     "synced_gpus": (None, False),
     "watermarking_config": (None,),
 }
+# Arguments that make transformers run the prompt, if they are set.
+_RUNS_PROMPT = (
+    "past_key_values",
+    "inputs_embeds",
+    "prefill_chunk_size",
+    "output_hidden_states",
+    "output_attentions",
+)
 
 
 class Prepared(NamedTuple):
@@ -65,25 +69,77 @@ class Prepared(NamedTuple):
     model_kwargs: dict[str, Any]
     streamer: BaseStreamer | None = None
 
+    @property
+    def cache_padding(self) -> tuple[int, ...]:
+        """Padding on each row's left, where the prompt begins with what its cache holds.
+
+        Raises:
+            ValueError: masked tokens elsewhere than on the left.
+        """
+        return _left_padding(self.model_kwargs.get("attention_mask"), len(self.input_ids))
+
+    @property
+    def padding(self) -> tuple[int, ...]:
+        """Padding on the left of each row of ``input_ids``, which may be a prompt's end only."""
+        mask = self.model_kwargs.get("attention_mask")
+        before = 0 if mask is None else mask.shape[1] - self.input_ids.shape[1]
+        return tuple(max(0, padding - before) for padding in self.cache_padding)
+
+    @property
+    def pad_token(self) -> int:
+        """What rows that ended early are filled up with."""
+        pad = self.generation_config._pad_token_tensor
+        return 0 if pad is None else int(pad)
+
+
+def runs_prompt(model_kwargs: Mapping[str, Any], config: GenerationConfig) -> bool:
+    """Whether the prompt has to be run by transformers."""
+    cache = model_kwargs.get("past_key_values")
+    return (
+        (cache is not None and cache.get_seq_length() > 0)
+        or model_kwargs.get("inputs_embeds") is not None
+        or config.prefill_chunk_size is not None
+        or shows_states(config)
+    )
+
+
+def shows_states(config: GenerationConfig) -> bool:
+    """Whether hidden states or attentions are wanted."""
+    wanted = config.output_hidden_states or config.output_attentions
+    return bool(config.return_dict_in_generate and wanted)
+
 
 def check_arguments(model: PreTrainedModel, acceptance: str, kwargs: Mapping[str, Any]) -> None:
     """Refuse by name what specdec does not do."""
     if acceptance != "lossless":
         raise ValueError(f'acceptance={acceptance!r} is not known; there is "lossless"')
-    config = kwargs.get("generation_config") or model.generation_config
     for name, harmless in _REFUSED.items():
-        value = kwargs.get(name, getattr(config, name, None))
+        value = _setting(model, kwargs, name)
         if not any(value is allowed or value == allowed for allowed in harmless):
             raise ValueError(f"specdec does not support {name}={value!r} in generate")
+    cache = kwargs.get("past_key_values")
+    if cache is not None and not transferable(cache):
+        raise ValueError(
+            f"specdec does not support past_key_values of type {type(cache).__name__}; "
+            "it takes a DynamicCache that holds keys and values only"
+        )
 
 
-def prepare(model: PreTrainedModel, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Prepared:
+def by_name(
+    model: PreTrainedModel, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> dict[str, Any]:
+    """The arguments of a call of ``model.generate``, all by name."""
+    signature = inspect.signature(_generate_of(model))
+    given = dict(signature.bind_partial(model, *args, **kwargs).arguments)
+    del given[next(iter(given))]  # the model itself
+    others: dict[str, Any] = given.pop("kwargs", {})
+    return given | others
+
+
+def prepare(model: PreTrainedModel, kwargs: dict[str, Any]) -> Prepared:
     """Let transformers prepare a call of ``generate`` and hand over before it decodes."""
-    stop_strings = kwargs.pop("stop_strings", None)
+    stop_strings = _setting(model, kwargs, "stop_strings")
     tokenizer = kwargs.pop("tokenizer", None)
-    if stop_strings is None:
-        config = kwargs.get("generation_config") or model.generation_config
-        stop_strings = config.stop_strings
     if stop_strings is not None:
         if tokenizer is None:
             raise ValueError("stop_strings need the tokenizer: pass tokenizer= as well")
@@ -101,41 +157,58 @@ def prepare(model: PreTrainedModel, args: tuple[Any, ...], kwargs: dict[str, Any
         generation_config: GenerationConfig,
         **model_kwargs: Any,
     ) -> Prepared:
+        # What the call leaves open comes from the model's own generation config.
+        check_arguments(model, "lossless", {"generation_config": generation_config})
         return Prepared(
             model, input_ids, logits_processor, stopping_criteria, generation_config, model_kwargs
         )
 
-    if not isinstance(model, GenerationMixin):
-        raise ValueError(
-            f"{type(model).__name__} has no generate method; it is no generative model"
-        )
-    generate_of_class: Any = type(model).generate  # not that of `enabled`
     with _images_unread(model, kwargs):
-        prepared: Prepared = generate_of_class(model, *args, custom_generate=capture, **kwargs)
+        prepared: Prepared = _generate_of(model)(model, custom_generate=capture, **kwargs)
     return prepared
+
+
+def _generate_of(model: PreTrainedModel) -> Any:
+    """The class's own method, not that of `enabled`. Any: it comes from a mixin that
+    PreTrainedModel does not declare.
+    """
+    method: Any = type(model)
+    return method.generate
+
+
+def _setting(model: PreTrainedModel, kwargs: Mapping[str, Any], name: str) -> Any:
+    """What a call asks for: by its arguments, or by its or the model's generation config."""
+    config = kwargs.get("generation_config") or model.generation_config
+    return kwargs.get(name, getattr(config, name, None))
 
 
 @contextmanager
 def _images_unread(model: PreTrainedModel, kwargs: Mapping[str, Any]) -> Iterator[None]:
     """Within this context transformers prepares ``generate`` without running the vision tower.
 
-    From 5.23 on it does so beforehand, though the image may be in the cache. Only where it expands
-    rows for several samples each is it left to: pixels of rows with several images it cannot.
+    From 5.23 on it does so beforehand, though the image may be in the cache. Where it runs the
+    prompt, too, it is left to; and where it expands rows for several samples each: pixels of rows
+    with several images it cannot.
     """
-    config = kwargs.get("generation_config") or model.generation_config
-    samples = kwargs.get("num_return_sequences") or config.num_return_sequences or 1
+    samples = _setting(model, kwargs, "num_return_sequences") or 1
+    left_to_it = samples > 1 or any(
+        _setting(model, kwargs, name) is not None for name in _RUNS_PROMPT
+    )
     name = "_prepare_multimodal_encoder_kwargs_for_generation"
-    if samples > 1 or not hasattr(model, name):
+    if left_to_it or not hasattr(model, name) or name in vars(model):
         yield
         return
     vars(model)[name] = lambda model_kwargs: model_kwargs
     try:
         yield
     finally:
-        del vars(model)[name]
+        vars(model).pop(name, None)  # another thread may have been here meanwhile
 
 
-def decoding(prepared: Prepared, generator: torch.Generator | None) -> Decoding:
+def decoding(
+    prepared: Prepared, generator: torch.Generator | None, *, keep_keys: bool = False
+) -> Decoding:
+    """What the engine is told about a call."""
     config = prepared.generation_config
     max_length, eos, others = config.max_length, set[int](), StoppingCriteriaList()
     for criterion in prepared.stopping_criteria:
@@ -158,18 +231,13 @@ def decoding(prepared: Prepared, generator: torch.Generator | None) -> Decoding:
         generator=generator,
         keep_scores=bool(wants_dict and config.output_scores),
         keep_logits=bool(wants_dict and config.output_logits),
+        keep_keys=keep_keys,
     )
 
 
-def padding(prepared: Prepared) -> tuple[int, ...]:
-    """Left padding per row.
-
-    Raises:
-        ValueError: masked tokens elsewhere than on the left.
-    """
-    mask = prepared.model_kwargs.get("attention_mask")
+def _left_padding(mask: Tensor | None, rows: int) -> tuple[int, ...]:
     if mask is None:
-        return (0,) * prepared.input_ids.shape[0]
+        return (0,) * rows
     counts = (mask == 0).sum(-1)
     if bool((mask[:, :-1] > mask[:, 1:]).any()):
         raise ValueError(

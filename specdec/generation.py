@@ -14,17 +14,27 @@ import torch
 from torch import Tensor
 from transformers import (
     GenerationConfig,
+    GenerationMixin,
     LogitsProcessorList,
     PreTrainedModel,
     StoppingCriteriaList,
 )
 
-from specdec.arguments import Prepared, check_arguments, decoding, padding, prepare
+from specdec.arguments import (
+    Prepared,
+    by_name,
+    check_arguments,
+    decoding,
+    prepare,
+    runs_prompt,
+    shows_states,
+)
 from specdec.drafters import NgramDrafter, TextOnlyDrafter, load_drafter
 from specdec.engine import Emission, Engine
 from specdec.engine.engine import DEFAULT_SHAPE
 from specdec.interfaces import Drafter, Prompt
-from specdec.outputs import Columns, assemble
+from specdec.outputs import Columns, assemble, sequences_of
+from specdec.states import Shown, give_keys, gives_keys, run_prompt, show
 from specdec.tree import Topology, chain
 from specdec.verifiers import TransformersVerifier
 
@@ -72,6 +82,11 @@ def generate(
         ValueError: an argument that specdec does not support, a model it cannot run, or a drafter
             that does not fit; before any work is done.
     """
+    if not isinstance(model, GenerationMixin):
+        raise ValueError(
+            f"{type(model).__name__} has no generate method; it is no generative model"
+        )
+    kwargs = by_name(model, args, kwargs)
     check_arguments(model, acceptance, kwargs)
     if verifier is not None and verifier.model is not model:
         raise ValueError(
@@ -81,10 +96,10 @@ def generate(
     own = verifier or TransformersVerifier(model, kv_cache_bytes=kv_cache_bytes)
     engine = _engine(own, drafter, tree)
     streamer = kwargs.pop("streamer", None)
-    prepared = prepare(model, args, kwargs)
+    prepared = prepare(model, kwargs)
     if verifier is None:
         own.shares &= len(prepared.input_ids) > 1
-    return _decode(engine, prepared._replace(streamer=streamer), generator, on_emission)
+    return _decode(engine, own, prepared._replace(streamer=streamer), generator, on_emission)
 
 
 def decoder(
@@ -107,11 +122,12 @@ def decoder(
         generation_config: GenerationConfig,
         **model_kwargs: Any,
     ) -> Any:
-        check_arguments(model, acceptance, {"generation_config": generation_config})
+        check_arguments(model, acceptance, model_kwargs | {"generation_config": generation_config})
         prepared = Prepared(
             model, input_ids, logits_processor, stopping_criteria, generation_config, model_kwargs
         )
-        return _decode(_engine(TransformersVerifier(model), drafter, tree), prepared, None)
+        verifier = TransformersVerifier(model)
+        return _decode(_engine(verifier, drafter, tree), verifier, prepared, None)
 
     return decode
 
@@ -176,23 +192,36 @@ def _engine(verifier: TransformersVerifier, drafter: DrafterLike, tree: Topology
 
 def _decode(
     engine: Engine,
+    verifier: TransformersVerifier,
     prepared: Prepared,
     generator: torch.Generator | None,
     on_emission: Callable[[Emission], None] | None = None,
 ) -> Any:
     """Run prepared rows to their ends and assemble what ``generate`` returns."""
-    prompt = Prompt(prepared.input_ids, padding(prepared), prepared.model_kwargs)
-    streamer = Columns(prepared)
+    config = prepared.generation_config
+    shows = shows_states(config)
+    keeps = gives_keys(prepared) and not shows
+    prompt = Prompt(prepared.input_ids, prepared.padding, prepared.model_kwargs)
+    streamer, outputs, shown = Columns(prepared), None, Shown()
     try:
-        requests = engine.submit(prompt, decoding(prepared, generator))
         streamer.start()
+        if runs_prompt(prepared.model_kwargs, config):
+            with engine.timed("prefill"):
+                ready, outputs = run_prompt(prepared)
+            prompt = prompt._replace(ready=ready)
+        requests = engine.submit(prompt, decoding(prepared, generator, keep_keys=keeps))
         while engine.has_work:
             emissions = engine.step()
             if on_emission is not None:
                 for emission in emissions:
                     on_emission(emission)
             streamer.advance(requests)
+        if keeps:
+            give_keys(verifier, requests, prepared)
     finally:
         engine.close()
         streamer.end()
-    return assemble(prepared, requests, engine.stats)
+    sequences = sequences_of(prepared, requests)
+    if shows:
+        shown = show(prepared, outputs, sequences)
+    return assemble(prepared, requests, sequences, shown, engine.stats)

@@ -5,6 +5,7 @@ Rows advance at their own pace; here they become the columns that transformers s
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -13,28 +14,41 @@ from transformers.generation.utils import GenerateDecoderOnlyOutput
 
 from specdec.arguments import Prepared
 from specdec.engine import Request
+from specdec.states import Shown, gives_keys
 from specdec.stats import AcceptanceStats
 
 
-def assemble(prepared: Prepared, requests: list[Request], stats: AcceptanceStats) -> Any:
-    """What ``generate`` returns; rows that ended early are padded."""
-    prompt, config = prepared.input_ids, prepared.generation_config
-    longest = max(len(request.output) for request in requests)
-    pad = config._pad_token_tensor
-    sequences = prompt.new_full(
-        (len(requests), prompt.shape[1] + longest), 0 if pad is None else int(pad)
-    )
+def sequences_of(prepared: Prepared, requests: Sequence[Request]) -> Tensor:
+    """Prompts and answers ``(B, T)``; rows that ended early are padded."""
+    prompt = prepared.input_ids
+    length = max(request.length for request in requests)
+    sequences = prompt.new_full((len(requests), length), prepared.pad_token)
     sequences[:, : prompt.shape[1]] = prompt
     for row, request in zip(sequences, requests, strict=True):
         row[prompt.shape[1] : request.length] = request.ids[prompt.shape[1] : request.length]
-    if not config.return_dict_in_generate:
+    return sequences
+
+
+def assemble(
+    prepared: Prepared,
+    requests: Sequence[Request],
+    sequences: Tensor,
+    shown: Shown,
+    stats: AcceptanceStats,
+) -> Any:
+    """What ``generate`` returns."""
+    if not prepared.generation_config.return_dict_in_generate:
         sequences.stats = stats  # type: ignore[attr-defined]  # a tensor takes attributes
         return sequences
+    longest = sequences.shape[1] - prepared.input_ids.shape[1]
     output: Any = GenerateDecoderOnlyOutput  # annotated with one-element tuples
     out = output(
         sequences=sequences,
         scores=_columns([request.scores for request in requests], longest),
         logits=_columns([request.logits for request in requests], longest),
+        hidden_states=shown.hidden_states,
+        attentions=shown.attentions,
+        past_key_values=prepared.model_kwargs["past_key_values"] if gives_keys(prepared) else None,
     )
     out.stats = stats
     return out
@@ -58,8 +72,7 @@ class Columns:
     def __init__(self, prepared: Prepared) -> None:
         self._streamer = prepared.streamer
         self._prompt = prepared.input_ids
-        pad = prepared.generation_config._pad_token_tensor
-        self._pad = 0 if pad is None else int(pad)
+        self._pad = prepared.pad_token
         self._sent = 0
 
     def start(self) -> None:

@@ -322,8 +322,6 @@ REFUSED: dict[str, dict[str, Any]] = {
     "cache": {"use_cache": False},
     "static_cache": {"cache_implementation": "static"},
     "past": {"past_key_values": object()},
-    "attentions": {"output_attentions": True},
-    "embeddings": {"inputs_embeds": torch.zeros(1, 2, 64)},
     "acceptance": {"acceptance": "lenient"},
     "stop_strings": {"stop_strings": ["x"]},
 }

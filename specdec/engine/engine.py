@@ -48,6 +48,7 @@ class Engine:
         self._waiting: list[list[Request]] = []  # rows of one prompt each
         self._full = False  # the pages do not suffice for those who wait
         self._running: list[Request] = []
+        self._kept: list[Any] = []  # handles of finished requests
         self._next_id = 0
 
     def submit(self, prompt: Prompt, decoding: Decoding) -> list[Request]:
@@ -91,16 +92,16 @@ class Engine:
             emissions = self._admit(self._waiting.pop(0))
             if emissions is not None:
                 return emissions
-        with self._timed("draft"):
+        with self.timed("draft"):
             trees = self._draft(self._running)
-        with self._timed("verify"):
+        with self.timed("verify"):
             logits = self._verify(trees)
         running = self._running
-        with self._timed("accept"):
+        with self.timed("accept"):
             blocks = logits.split([len(tree) for tree in trees])
             targets = [Target(*parts) for parts in zip(running, trees, blocks, strict=True)]
             verdicts = [_accept(target) for target in targets]
-        with self._timed("commit"):
+        with self.timed("commit"):
             emissions = []
             for target, verdict in zip(targets, verdicts, strict=True):
                 emissions += self._commit(target, verdict)
@@ -111,6 +112,9 @@ class Engine:
         """Drop every request and give back what they hold."""
         for request in self._running:
             self._release(request)
+        for handle in self._kept:
+            self.verifier.release(handle)
+        self._kept.clear()
         self._running.clear()
         self._waiting.clear()
 
@@ -151,7 +155,9 @@ class Engine:
                 stats.num_prompt_tokens += request.view.prompt_length
                 stats.num_cached_tokens += count
             if not request.output:
-                target = Target(request, root_only(request.view.tokens[-1]), row[None])
+                # A prompt of embeddings has no tokens.
+                root = request.view.tokens[-1] if request.view.tokens else 0
+                target = Target(request, root_only(root), row[None])
                 emissions += _emit(target, _accept(target))
         self._retire()
         return emissions
@@ -210,27 +216,33 @@ class Engine:
 
     def _commit(self, target: Target, verdict: Verdict) -> list[Emission]:
         request, tree = target.request, target.tree
-        self.verifier.commit(request.handle, (0, *verdict.path))
+        emissions = _emit(target, verdict)
+        # All tokens but the last have keys: where the answer ended within the block, no others.
+        self.verifier.commit(request.handle, (0, *verdict.path)[: len(emissions)])
         for stats in (request.stats, self.stats):
             stats.record_step(len(tree) - 1, len(verdict.path), tree.topology.depth)
-        return _emit(target, verdict)
+        return emissions
 
     def _retire(self) -> None:
         """Let go of the requests that are finished."""
         for request in self._running:
             if request.finished:
+                if request.decoding.keep_keys:
+                    self._kept.append(request.handle)
                 self._release(request)
                 self._full = False
         self._running = [request for request in self._running if not request.finished]
 
     def _release(self, request: Request) -> None:
-        self.verifier.release(request.handle)
+        if not (request.finished and request.decoding.keep_keys):
+            self.verifier.release(request.handle)
         if self.drafter is not None:
             self.drafter.release(request.view.id)
         self.stats.num_generated_tokens += request.stats.num_generated_tokens
 
     @contextmanager
-    def _timed(self, phase: str) -> Iterator[None]:
+    def timed(self, phase: str) -> Iterator[None]:
+        """Count what happens inside as time of this phase."""
         began = time.perf_counter()
         yield
         times = self.stats.times

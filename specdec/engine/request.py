@@ -39,6 +39,7 @@ class Decoding:
         generator: source of randomness; ``None`` is torch's global one.
         keep_scores: record the processed scores of every token.
         keep_logits: record the raw logits of every token.
+        keep_keys: a finished request keeps its handle, until the engine is closed.
     """
 
     max_length: int
@@ -51,6 +52,7 @@ class Decoding:
     generator: torch.Generator | None = None
     keep_scores: bool = False
     keep_logits: bool = False
+    keep_keys: bool = False
 
 
 @dataclass(slots=True, eq=False)
@@ -112,7 +114,8 @@ class Request:
         see it.
         """
         depth = tree.topology.depths[node]
-        self.ids[self.length - 1 + depth] = tree.tokens[node]
+        if depth > 0:
+            self.ids[self.length - 1 + depth] = tree.tokens[node]
         scores = logits.to(device=self.ids.device, dtype=torch.float32)
         if self.decoding.processor is None:
             return scores

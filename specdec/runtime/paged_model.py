@@ -152,12 +152,17 @@ class PagedModel:
             for config, name in zip(configs, before, strict=True):
                 config[_IMPLEMENTATION] = name
             hook.CURRENT.reset(token)
-        if self._budget is not None:
-            # Only now is known what a page takes: layers differ in heads, dtypes and sharing.
-            self.kv.allocator.limit = max(1, self._budget // self.kv.bytes_per_page)
-            self._budget = None
+        self.set_limit()
         logits: Tensor = out.logits
         return logits
+
+    def set_limit(self) -> None:
+        """Turn the budget into a number of pages, once there are keys: only then is known what a
+        page takes, as layers differ in heads, dtypes and sharing.
+        """
+        if self._budget is not None:
+            self.kv.allocator.limit = max(1, self._budget // self.kv.bytes_per_page)
+            self._budget = None
 
 
 # Found once per model: it takes as long as a forward of a small drafter.
