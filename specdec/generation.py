@@ -5,6 +5,7 @@ What a call asks for is :mod:`specdec.arguments`, what it gives back :mod:`specd
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from os import PathLike
@@ -35,6 +36,7 @@ from specdec.engine.engine import DEFAULT_SHAPE
 from specdec.interfaces import Drafter, Prompt
 from specdec.outputs import Columns, assemble, sequences_of
 from specdec.states import Shown, give_keys, gives_keys, run_prompt, show
+from specdec.switch import replaced
 from specdec.tree import Topology, chain
 from specdec.verifiers import TransformersVerifier
 
@@ -145,24 +147,24 @@ def enabled(
 
     Prompts that begin alike, with the same images, are computed once as long as the context lasts
     and ``kv_cache_bytes`` suffice. The model is as before afterwards, whatever happens inside;
-    contexts may be nested.
+    contexts may be nested. All threads see the context opened last; one context serves one call at
+    a time, others wait.
+
+    Raises:
+        ValueError: what :func:`generate` would refuse whatever the call.
     """
-    before = vars(model).get("generate")
     verifier = TransformersVerifier(model, kv_cache_bytes=kv_cache_bytes)
+    drafter = resolve_drafter(drafter, model)
+    _engine(verifier, drafter, tree)
+    one_call = threading.RLock()  # pages and drafters are not made for two at once
 
     def replacement(*args: Any, **kwargs: Any) -> Any:
         how: dict[str, Any] = {"drafter": drafter, "tree": tree, "acceptance": acceptance}
-        return generate(model, *args, verifier=verifier, **how, **kwargs)
+        with one_call:
+            return generate(model, *args, verifier=verifier, **how, **kwargs)
 
-    # Through vars(): torch's Module.__setattr__ has no say about a plain function.
-    vars(model)["generate"] = replacement
-    try:
+    with replaced(model, replacement):
         yield model
-    finally:
-        if before is None:
-            del vars(model)["generate"]
-        else:
-            vars(model)["generate"] = before
 
 
 def resolve_drafter(drafter: DrafterLike, model: PreTrainedModel) -> Drafter | None:
