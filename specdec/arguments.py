@@ -37,15 +37,15 @@ _REFUSED: Mapping[str, tuple[Any, ...]] = {
     "penalty_alpha": (None, 0.0),
     "dola_layers": (None,),
     "guidance_scale": (None, 1, 1.0),
-    "assistant_model": (None,),
-    "prompt_lookup_num_tokens": (None,),
     "assistant_early_exit": (None,),
+    "use_mtp": (None, False),
+    "speculation_type": (None,),
+    "assistant_ensemble_weight": (None,),
     "token_healing": (None, False),
     "custom_generate": (None,),
     "negative_prompt_ids": (None,),
     "use_cache": (None, True),
     "cache_implementation": (None, "dynamic"),
-    "synced_gpus": (None, False),
     "watermarking_config": (None,),
 }
 # Arguments that make transformers run the prompt, if they are set.
@@ -117,6 +117,11 @@ def check_arguments(model: PreTrainedModel, acceptance: str, kwargs: Mapping[str
         value = _setting(model, kwargs, name)
         if not any(value is allowed or value == allowed for allowed in harmless):
             raise ValueError(f"specdec does not support {name}={value!r} in generate")
+    alone = not torch.distributed.is_available() or not torch.distributed.is_initialized()
+    if kwargs.get("synced_gpus") and not (alone or torch.distributed.get_world_size() == 1):
+        raise ValueError(
+            "specdec does not support synced_gpus=True with several processes in generate"
+        )
     cache = kwargs.get("past_key_values")
     if cache is not None and not transferable(cache):
         raise ValueError(

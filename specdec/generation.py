@@ -8,7 +8,6 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from os import PathLike
 from typing import Any
 
 import torch
@@ -30,23 +29,21 @@ from specdec.arguments import (
     runs_prompt,
     shows_states,
 )
-from specdec.drafters import NgramDrafter, TextOnlyDrafter, load_drafter
+from specdec.choice import Choice, DrafterLike, choose, resolve_drafter
 from specdec.engine import Emission, Engine
 from specdec.engine.engine import DEFAULT_SHAPE
-from specdec.interfaces import Drafter, Prompt
+from specdec.interfaces import Prompt
 from specdec.outputs import Columns, assemble, sequences_of
 from specdec.states import Shown, give_keys, gives_keys, run_prompt, show
 from specdec.switch import replaced
 from specdec.tree import Topology, chain
 from specdec.verifiers import TransformersVerifier
 
-DrafterLike = Drafter | PreTrainedModel | str | PathLike[str] | None
-
 
 def generate(
     model: PreTrainedModel,
     *args: Any,
-    drafter: DrafterLike,
+    drafter: DrafterLike = None,
     tree: Topology | int = DEFAULT_SHAPE,
     acceptance: str = "lossless",
     generator: torch.Generator | None = None,
@@ -61,8 +58,9 @@ def generate(
         model: a decoder-only transformers model, text-only or vision-language.
         *args: as for ``model.generate``.
         drafter: a :class:`Drafter`; a transformers causal language model with the same tokenizer
-            (it drafts without seeing the image); the path of a saved drafter; ``"ngram"``; ``None``
-            decodes plainly.
+            (it drafts without seeing the image); the path of a saved drafter; ``"ngram"``.
+            Without it ``assistant_model=`` and ``prompt_lookup_num_tokens=`` say who drafts, as for
+            ``model.generate``; without these the model decodes plainly.
         tree: the largest tree to draft; an int is a chain of that many tokens.
         acceptance: ``"lossless"``: greedy answers are those of ``model.generate``, sampled ones
             follow the same distribution.
@@ -89,19 +87,24 @@ def generate(
             f"{type(model).__name__} has no generate method; it is no generative model"
         )
     kwargs = by_name(model, args, kwargs)
-    check_arguments(model, acceptance, kwargs)
     if verifier is not None and verifier.model is not model:
         raise ValueError(
             f"verifier= runs another {type(verifier.model).__name__} than the "
             f"{type(model).__name__} that is to generate; make one for it"
         )
-    own = verifier or TransformersVerifier(model, kv_cache_bytes=kv_cache_bytes)
-    engine = _engine(own, drafter, tree)
     streamer = kwargs.pop("streamer", None)
-    prepared = prepare(model, kwargs)
-    if verifier is None:
-        own.shares &= len(prepared.input_ids) > 1
-    return _decode(engine, own, prepared._replace(streamer=streamer), generator, on_emission)
+    try:
+        check_arguments(model, acceptance, kwargs)
+        own = verifier or TransformersVerifier(model, kv_cache_bytes=kv_cache_bytes)
+        engine = _engine(own, choose(model, drafter, tree, kwargs))
+        prepared = prepare(model, kwargs)
+        if verifier is None:
+            own.shares &= len(prepared.input_ids) > 1
+        return _decode(engine, own, prepared._replace(streamer=streamer), generator, on_emission)
+    finally:
+        # Whatever happens: somebody may be waiting at the other end.
+        if streamer is not None:
+            streamer.end()
 
 
 def decoder(
@@ -129,7 +132,8 @@ def decoder(
             model, input_ids, logits_processor, stopping_criteria, generation_config, model_kwargs
         )
         verifier = TransformersVerifier(model)
-        return _decode(_engine(verifier, drafter, tree), verifier, prepared, None)
+        engine = _engine(verifier, choose(model, drafter, tree, {}))
+        return _decode(engine, verifier, prepared, None)
 
     return decode
 
@@ -155,7 +159,7 @@ def enabled(
     """
     verifier = TransformersVerifier(model, kv_cache_bytes=kv_cache_bytes)
     drafter = resolve_drafter(drafter, model)
-    _engine(verifier, drafter, tree)
+    _engine(verifier, Choice(drafter, chain(tree) if isinstance(tree, int) else tree))
     one_call = threading.RLock()  # pages and drafters are not made for two at once
 
     def replacement(*args: Any, **kwargs: Any) -> Any:
@@ -167,29 +171,8 @@ def enabled(
         yield model
 
 
-def resolve_drafter(drafter: DrafterLike, model: PreTrainedModel) -> Drafter | None:
-    """The drafter that a ``drafter=`` argument means.
-
-    Raises:
-        ValueError: it means none.
-    """
-    if drafter is None or isinstance(drafter, Drafter):
-        return drafter
-    if isinstance(drafter, PreTrainedModel):
-        return TextOnlyDrafter(drafter)
-    if drafter == "ngram":
-        return NgramDrafter()
-    if isinstance(drafter, (str, PathLike)):
-        return load_drafter(drafter, model)
-    raise ValueError(
-        f"drafter={type(drafter).__name__}: expected a Drafter, a transformers causal language "
-        'model, the path of a saved drafter, "ngram" or None'
-    )
-
-
-def _engine(verifier: TransformersVerifier, drafter: DrafterLike, tree: Topology | int) -> Engine:
-    shape = chain(tree) if isinstance(tree, int) else tree
-    return Engine(verifier, resolve_drafter(drafter, verifier.model), shape)
+def _engine(verifier: TransformersVerifier, choice: Choice) -> Engine:
+    return Engine(verifier, choice.drafter, choice.shape)
 
 
 def _decode(
@@ -222,7 +205,6 @@ def _decode(
             give_keys(verifier, requests, prepared)
     finally:
         engine.close()
-        streamer.end()
     sequences = sequences_of(prepared, requests)
     if shows:
         shown = show(prepared, outputs, sequences)

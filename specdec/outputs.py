@@ -89,7 +89,3 @@ class Columns:
             tokens = [out[column] if column < len(out) else self._pad for out in outputs]
             self._streamer.put(torch.tensor(tokens))
         self._sent = ready
-
-    def end(self) -> None:
-        if self._streamer is not None:
-            self._streamer.end()
