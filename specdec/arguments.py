@@ -14,10 +14,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 from transformers import (
-    EosTokenCriteria,
     GenerationConfig,
     LogitsProcessorList,
-    MaxLengthCriteria,
     PreTrainedModel,
     StoppingCriteriaList,
     StopStringCriteria,
@@ -25,6 +23,7 @@ from transformers import (
 from transformers.generation.streamers import BaseStreamer
 
 from specdec.engine import Decoding
+from specdec.rules import rules
 from specdec.verifiers.key_transfer import transferable
 
 # Arguments of transformers' generate that ask for something specdec does not do, with the values
@@ -36,17 +35,14 @@ _REFUSED: Mapping[str, tuple[Any, ...]] = {
     "force_words_ids": (None,),
     "penalty_alpha": (None, 0.0),
     "dola_layers": (None,),
-    "guidance_scale": (None, 1, 1.0),
     "assistant_early_exit": (None,),
     "use_mtp": (None, False),
     "speculation_type": (None,),
     "assistant_ensemble_weight": (None,),
     "token_healing": (None, False),
     "custom_generate": (None,),
-    "negative_prompt_ids": (None,),
     "use_cache": (None, True),
     "cache_implementation": (None, "dynamic"),
-    "watermarking_config": (None,),
 }
 # Arguments that make transformers run the prompt, if they are set.
 _RUNS_PROMPT = (
@@ -210,34 +206,35 @@ def _images_unread(model: PreTrainedModel, kwargs: Mapping[str, Any]) -> Iterato
         vars(model).pop(name, None)  # another thread may have been here meanwhile
 
 
-def decoding(
+def decodings(
     prepared: Prepared, generator: torch.Generator | None, *, keep_keys: bool = False
-) -> Decoding:
-    """What the engine is told about a call."""
-    config = prepared.generation_config
-    max_length, eos, others = config.max_length, set[int](), StoppingCriteriaList()
-    for criterion in prepared.stopping_criteria:
-        if type(criterion) is MaxLengthCriteria:
-            max_length = min(max_length, criterion.max_length)
-        elif type(criterion) is EosTokenCriteria:
-            eos.update(criterion.eos_token_id.tolist())
-        else:
-            others.append(criterion)
-    processor: Any = prepared.logits_processor  # a list that is callable
-    wants_dict = config.return_dict_in_generate
-    return Decoding(
-        max_length=max_length,
-        num_rows=prepared.input_ids.shape[0],
-        do_sample=config.do_sample,
-        temperature=config.temperature or 1.0,
-        processor=processor if len(processor) else None,
-        stopping=(lambda ids, scores: bool(others(ids, scores).any())) if others else None,
-        eos_token_ids=frozenset(eos),
-        generator=generator,
-        keep_scores=bool(wants_dict and config.output_scores),
-        keep_logits=bool(wants_dict and config.output_logits),
-        keep_keys=keep_keys,
+) -> list[Decoding]:
+    """What the engine is told about each row of a call."""
+    config, count = prepared.generation_config, len(prepared.input_ids)
+    own = rules(
+        prepared.logits_processor,
+        prepared.stopping_criteria,
+        rows=count,
+        max_length=config.max_length,
+        pad=prepared.pad_token,
     )
+    wants_dict = config.return_dict_in_generate
+    return [
+        Decoding(
+            max_length=own.max_length,
+            do_sample=config.do_sample,
+            temperature=config.temperature or 1.0,
+            processor=processor,
+            stopping=stopping,
+            eos_token_ids=own.eos_token_ids,
+            generator=generator,
+            keep_scores=bool(wants_dict and config.output_scores),
+            keep_logits=bool(wants_dict and config.output_logits),
+            together=own.together,
+            keep_keys=keep_keys,
+        )
+        for processor, stopping in zip(own.processors, own.stoppings, strict=True)
+    ]
 
 
 def _left_padding(mask: Tensor | None, rows: int) -> tuple[int, ...]:

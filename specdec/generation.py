@@ -24,7 +24,7 @@ from specdec.arguments import (
     Prepared,
     by_name,
     check_arguments,
-    decoding,
+    decodings,
     prepare,
     runs_prompt,
     shows_states,
@@ -194,7 +194,7 @@ def _decode(
             with engine.timed("prefill"):
                 ready, outputs = run_prompt(prepared)
             prompt = prompt._replace(ready=ready)
-        requests = engine.submit(prompt, decoding(prepared, generator, keep_keys=keeps))
+        requests = engine.submit(prompt, decodings(prepared, generator, keep_keys=keeps))
         while engine.has_work:
             emissions = engine.step()
             if on_emission is not None:
