@@ -233,8 +233,8 @@ BUGS = (
     Bug(
         "processors see the wrong prefix",
         "specdec/engine/request.py",
-        "self.ids[None, : self.length], ",
-        "self.ids[None, : self.length - 1], ",
+        "processor(self.ids[None, : self.length]",
+        "processor(self.ids[None, : self.length - 1]",
         ENGINE,
     ),
     Bug(
