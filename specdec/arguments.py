@@ -192,9 +192,8 @@ def _images_unread(model: PreTrainedModel, kwargs: Mapping[str, Any]) -> Iterato
     with several images it cannot.
     """
     samples = _setting(model, kwargs, "num_return_sequences") or 1
-    left_to_it = samples > 1 or any(
-        _setting(model, kwargs, name) is not None for name in _RUNS_PROMPT
-    )
+    asked = [_setting(model, kwargs, name) for name in _RUNS_PROMPT]
+    left_to_it = samples > 1 or any(value is not None and value is not False for value in asked)
     name = "_prepare_multimodal_encoder_kwargs_for_generation"
     if left_to_it or not hasattr(model, name) or name in vars(model):
         yield

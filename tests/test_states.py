@@ -106,6 +106,27 @@ def test_turns_share_a_cache_that_the_caller_keeps(
         assert fast.tolist() == plain.tolist()
 
 
+@pytest.mark.parametrize("name", ["llava", "gemma3", "qwen2_5_vl"])
+def test_a_later_turn_brings_another_image(name: str) -> None:
+    """What is new alone is given: its text, its pixels."""
+    model, inputs = families.build(name)
+    answers = []
+    for fast in (False, True):
+        use: Any = generate_fast(model) if fast else model.generate
+        cache = DynamicCache(config=model.config.get_text_config())
+        options: dict[str, Any] = {**GREEDY, "eos_token_id": None, "past_key_values": cache}
+        first = use(**inputs(2, 9), **options)
+        second = inputs(4, 5)
+        ids = torch.cat([first[:, -1:], second["input_ids"]], 1)
+        for types in ("mm_token_type_ids", "token_type_ids"):
+            if types in second:
+                second[types] = (ids == families.IMAGE).int()
+        length = first.shape[1] - 1 + ids.shape[1]
+        second |= {"input_ids": ids, "attention_mask": torch.ones(1, length, dtype=torch.long)}
+        answers.append((first.tolist(), use(**second, **options).tolist()))
+    assert answers[0] == answers[1]
+
+
 def generate_fast(model: PreTrainedModel) -> Any:
     return lambda *args, **kwargs: specdec.generate(model, *args, drafter=model, **kwargs)
 
