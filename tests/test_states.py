@@ -169,6 +169,30 @@ def test_prompts_of_embeddings(with_ids: bool) -> None:
         assert fast.tolist() == plain.tolist()
 
 
+def test_embeddings_that_hold_an_image() -> None:
+    """As callers make them who run the vision tower themselves. With ids beside them the drafter
+    reads the words."""
+    model, inputs = families.build("llava")
+    given = inputs(2, 9)
+    seen: Any = model.get_submodule("model")
+    merged: list[Tensor] = []
+    language_model = seen.language_model
+    hook = language_model.register_forward_pre_hook(
+        lambda _, args, kwargs: merged.append(kwargs["inputs_embeds"]), with_kwargs=True
+    )
+    with torch.no_grad():
+        model(**given)
+    hook.remove()
+    ids = model.generate(**given, **GREEDY, eos_token_id=None)
+    for beside in ({}, {"input_ids": given["input_ids"]}):
+        plain, fast = both(model, "ngram", inputs_embeds=merged[0], **beside, **GREEDY)
+        assert fast.tolist() == plain.tolist()
+        alone = specdec.generate(
+            model, inputs_embeds=merged[0], **beside, **GREEDY, drafter="ngram", eos_token_id=None
+        )
+        assert alone[0, -15:].tolist() == ids[0, -15:].tolist()
+
+
 def test_prompts_in_chunks(case: tuple[PreTrainedModel, dict[str, Tensor]]) -> None:
     model, inputs = case
     if "pixel_values" in inputs and not hasattr(
