@@ -4,11 +4,13 @@
 #   VENV         environment to use (default: the active virtual environment, else .venv)
 #   CONSTRAINTS  constraints file for pip; empty for none. By default constraints.txt, except in an
 #                environment that was there before and has torch: its releases are kept.
+#   MIN_VENV     environment of test-min (default: .venv-min)
 #   ARGS         passed on to the command, as in `make test ARGS="-k tree"`
 
 PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11; do \
 	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$p && break; done)
 VENV ?= $(or $(VIRTUAL_ENV),.venv)
+MIN_VENV ?= .venv-min
 BIN := $(VENV)/bin
 # Written where make created the environment.
 MARK := $(VENV)/.made-for-specdec
@@ -25,12 +27,13 @@ INSTALL = $(PIP) install $(if $(CI)$(has_torch),--quiet) $(if $(CONSTRAINTS),--c
 
 LINKED := drafters verifiers training eval
 
-.PHONY: help demo test test-gpu dev check lint types imports wheel bench train-demo links clean
+.PHONY: help demo test test-min test-gpu dev check lint types imports wheel bench train-demo links clean
 .DEFAULT_GOAL := help
 
 help:
 	@echo "make demo        a vision-language model answers about images, plain and speculative"
 	@echo "make test        the test suite"
+	@echo "make test-min    the same with the oldest torch and transformers that are supported"
 	@echo "make bench       speed against transformers' generate, in one interleaved run"
 	@echo "make train-demo  trains the demo's models from nothing, into runs/; resumes where it stopped"
 	@echo "make test-gpu    the tests that need a CUDA device"
@@ -53,6 +56,9 @@ train-demo: $(DEV_STAMP)
 
 test: $(DEV_STAMP)
 	@$(BIN)/pytest -m "not gpu" $(ARGS)
+
+test-min:
+	@$(MAKE) --no-print-directory test VENV=$(MIN_VENV) CONSTRAINTS=constraints-min.txt
 
 test-gpu: $(DEV_STAMP)
 	@if $(BIN)/python -c 'import sys, torch; sys.exit(not torch.cuda.is_available())'; then \

@@ -11,6 +11,7 @@ from safetensors import SafetensorError
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from specdec.drafters.text_only import TextOnlyDrafter
+from specdec.drafters.tokenizers import refuse_other_tokenizer
 from specdec.interfaces import Drafter
 
 CONFIG_NAME = "drafter.json"
@@ -27,6 +28,8 @@ def load_drafter(path: str | PathLike[str], model: PreTrainedModel | None = None
     Raises:
         ValueError: nothing loadable lies there, its kind or format is unknown, or it does not fit.
     """
+    if model is not None:
+        refuse_other_tokenizer(str(path), model.name_or_path)
     settings = _settings(Path(path))
     kind, version = settings.get("kind"), settings.get("format_version")
     if kind != "text_only":

@@ -7,10 +7,11 @@ from typing import Any
 
 from transformers import PreTrainedModel
 
+from specdec.choice import DrafterLike
 from specdec.drafters import TextOnlyDrafter
 from specdec.eval.chain_loop import chain_loop
 from specdec.eval.timing import Inputs, Method, Said
-from specdec.generation import DrafterLike, generate
+from specdec.generation import generate
 from specdec.tree import Topology, topology
 
 REFERENCE = "transformers generate"

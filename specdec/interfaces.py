@@ -83,6 +83,24 @@ class Drafter(Protocol):
         """Forget everything about a request. Unknown ids are ignored."""
 
 
+class Ready(NamedTuple):
+    """What became of a prompt that the model has run already.
+
+    Attributes:
+        cache: its keys and values, in a cache of transformers.
+        logits: ``(B, V)`` behind each row's last token.
+        positions: int64 ``(R, B)`` on the CPU: that of each row's last token.
+        padding: per row the padding on its left, within the cache.
+        cached: per row the tokens that had been in the cache before.
+    """
+
+    cache: Any  # not to import transformers here
+    logits: Tensor
+    positions: Tensor
+    padding: tuple[int, ...]
+    cached: list[int]
+
+
 class Prompt(NamedTuple):
     """Rows to be prefilled together.
 
@@ -91,11 +109,14 @@ class Prompt(NamedTuple):
         padding: per row the number of padding tokens on its left.
         model_kwargs: everything else that the model's forward takes: attention mask, positions,
             pixels.
+        ready: set if the model has run the prompt already; then ``input_ids`` are what is known of
+            it as text: all of it, its end, or nothing.
     """
 
     input_ids: Tensor
     padding: tuple[int, ...]
     model_kwargs: Mapping[str, Any]
+    ready: Ready | None = None
 
 
 class Prefilled(NamedTuple):

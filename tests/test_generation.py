@@ -9,11 +9,14 @@ import pytest
 import torch
 from torch import Tensor
 from transformers import (
+    GenerationConfig,
     LogitsProcessor,
     LogitsProcessorList,
     PreTrainedModel,
     StoppingCriteria,
     StoppingCriteriaList,
+    T5Config,
+    T5ForConditionalGeneration,
 )
 from transformers.generation.streamers import BaseStreamer
 
@@ -322,8 +325,6 @@ REFUSED: dict[str, dict[str, Any]] = {
     "cache": {"use_cache": False},
     "static_cache": {"cache_implementation": "static"},
     "past": {"past_key_values": object()},
-    "attentions": {"output_attentions": True},
-    "embeddings": {"inputs_embeds": torch.zeros(1, 2, 64)},
     "acceptance": {"acceptance": "lenient"},
     "stop_strings": {"stop_strings": ["x"]},
 }
@@ -342,13 +343,30 @@ def test_the_unsupported_is_refused_by_name_before_any_work(
 
 
 def test_refused_through_the_generation_config_too(text_model: PreTrainedModel) -> None:
-    from transformers import GenerationConfig
-
-    config = GenerationConfig(num_beams=3, max_new_tokens=4)
+    ids, config = torch.ones(1, 4, dtype=torch.long), GenerationConfig(num_beams=3)
     with pytest.raises(ValueError, match="num_beams=3"):
-        specdec.generate(
-            text_model, torch.ones(1, 4, dtype=torch.long), drafter=None, generation_config=config
-        )
+        specdec.generate(text_model, ids, drafter=None, generation_config=config)
+    with pytest.raises(ValueError, match="num_beams=3"):
+        specdec.generate(text_model, ids, config, drafter=None)
+
+
+def test_refused_through_the_models_own_config(
+    text_model: PreTrainedModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """transformers fills in what the call's config leaves open."""
+    own: Any = text_model.generation_config
+    monkeypatch.setattr(own, "num_beams", 3)
+    ids, config = torch.ones(1, 4, dtype=torch.long), GenerationConfig(max_new_tokens=4)
+    for given in ({"generation_config": config}, {"max_new_tokens": 4}):
+        with pytest.raises(ValueError, match="num_beams=3"):
+            specdec.generate(text_model, ids, drafter=None, **given)
+
+
+def test_encoder_decoder_models_are_refused() -> None:
+    small: dict[str, Any] = {"d_model": 16, "d_kv": 8, "d_ff": 16, "num_layers": 1, "num_heads": 2}
+    model = T5ForConditionalGeneration(T5Config(vocab_size=160, **small))
+    with pytest.raises(ValueError, match=r"T5.*encoder-decoder"):
+        specdec.generate(model, torch.ones(1, 4, dtype=torch.long), drafter=None)
 
 
 @pytest.mark.parametrize(

@@ -71,6 +71,15 @@ def test_direct_dependencies_are_pinned(table: str) -> None:
     assert names - {project["name"]} <= pins
 
 
+def test_the_oldest_releases_are_those_that_are_required() -> None:
+    """`make test-min` would prove a bound that nobody is held to."""
+    required = dict(line.split(">=") for line in PROJECT["project"]["dependencies"] if ">=" in line)
+    lines = (ROOT / "constraints-min.txt").read_text().splitlines()
+    pins = dict(line.split("==") for line in lines if "==" in line)
+    for name in ("torch", "transformers"):
+        assert pins[name].removesuffix(".0") == required[name].split(",")[0]
+
+
 def test_import_is_light() -> None:
     """``import specdec`` must not load triton or a model, nor ask CUDA anything: on a server that
     forks its workers, a CUDA context made at import time breaks every child."""

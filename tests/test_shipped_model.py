@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 import torch
 
+from specdec.choice import resolve_drafter
 from specdec.demo import ASSETS, Demo, Question, load, questions
 from specdec.engine import Decoding, Engine
-from specdec.generation import resolve_drafter
 from specdec.interfaces import Prompt
 from specdec.training import grading
 from specdec.tree import chain, random_topology, static

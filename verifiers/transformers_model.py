@@ -15,12 +15,13 @@ from typing import Any
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel
-from transformers.cache_utils import get_layer_types_and_kwargs
+from transformers.cache_utils import Cache, get_layer_types_and_kwargs
 
 from specdec.cache import SequenceKV, page_key
-from specdec.interfaces import Prefilled, Prompt, Verified, VerifierSpec
+from specdec.interfaces import Prefilled, Prompt, Ready, Verified, VerifierSpec
 from specdec.runtime import NodeBatch, PagedModel, PrefillRow
 from specdec.tree import DraftTree
+from specdec.verifiers.key_transfer import read_row, write_columns
 from specdec.verifiers.page_keys import RowKeys, prompt_keys
 
 SUPPORTED_LAYERS = frozenset({"full_attention", "sliding_attention", "chunked_attention"})
@@ -31,12 +32,12 @@ _VISUAL_ID_NAMES = ("image_token_id", "image_token_index", "video_token_id", "vi
 
 @dataclass(slots=True, eq=False)
 class _Handle:
-    """``text``: the committed tokens. ``offset``: int64 ``(R,)``, what is added to a logical index
-    to get its position. ``tree``: the last one that was verified.
+    """``text``: the committed tokens, ``None`` if not all are known. ``offset``: int64 ``(R,)``,
+    what is added to a logical index to get its position. ``tree``: the last one that was verified.
     """
 
     sequence: SequenceKV
-    text: list[int]
+    text: list[int] | None
     offset: Tensor
     tree: DraftTree | None = None
 
@@ -97,6 +98,8 @@ class TransformersVerifier:
         A row whose beginning is in the cache runs the rest only, if no image is in that; the
         vision tower runs for the other rows, if there are any.
         """
+        if prompt.ready is not None:
+            return self._take_over(prompt.ready, room, rows)
         kv, padding = self._paged.kv, prompt.padding
         chosen = range(len(padding)) if rows is None else rows
         texts = [prompt.input_ids[row, padding[row] :].tolist() for row in chosen]
@@ -139,14 +142,32 @@ class TransformersVerifier:
         for i, twin in enumerate(twins):
             if twin != i:
                 same = handles[twin]
-                handles[i] = _Handle(kv.fork(same.sequence), list(same.text), same.offset)
-                cached[i] = len(same.text)
+                handles[i] = _Handle(kv.fork(same.sequence), list(texts[i]), same.offset)
+                cached[i] = len(texts[i])
         order = range(len(texts))
         return Prefilled(
             [handles[i] for i in order],
             torch.stack([logits[twins[i]] for i in order]),
             [cached[i] for i in order],
         )
+
+    def _take_over(self, ready: Ready, room: int, rows: Sequence[int] | None) -> Prefilled:
+        """Copy the keys of these rows into pages."""
+        kv = self._paged.kv
+        handles: list[_Handle] = []
+        chosen = range(len(ready.padding)) if rows is None else rows
+        try:
+            for row in chosen:
+                sequence = kv.add(room + ready.cache.get_seq_length())
+                handles.append(_Handle(sequence, None, ready.positions[:, row] + 1))
+                read_row(kv, sequence, ready.cache, row, ready.padding[row])
+                self._paged.set_limit()
+                handles[-1].offset -= sequence.committed
+        except BaseException:
+            for handle in handles:
+                kv.free(handle.sequence)
+            raise
+        return Prefilled(handles, ready.logits[list(chosen)], [ready.cached[row] for row in chosen])
 
     def _twins(self, texts: Sequence[list[int]], keys: Sequence[list[bytes]]) -> list[int]:
         """For each row the first that is the same, pixels included; itself if there is none."""
@@ -161,6 +182,7 @@ class TransformersVerifier:
         """Run and commit what is left of the texts; logits ``(len(handles), V)`` behind them."""
         batch = []
         for handle in handles:
+            assert handle.text is not None
             rest = handle.text[handle.sequence.committed :]
             batch.append(NodeBatch(handle.sequence, rest, range(len(rest)), None, handle.offset))
         ends = accumulate(len(nodes.tokens) for nodes in batch)
@@ -219,6 +241,8 @@ class TransformersVerifier:
         kv, sequence = self._paged.kv, handle.sequence
         kv.commit(sequence, nodes)
         assert handle.tree is not None
+        if handle.text is None:
+            return
         handle.text += [handle.tree.tokens[node] for node in nodes]
         while self.shares and len(sequence.keys) < sequence.full_pages(kv.page_size):
             # The first page is the prompt's unless it has no image, and then there is no lead.
@@ -227,6 +251,13 @@ class TransformersVerifier:
             if not self.spec.visual_token_ids.isdisjoint(page):
                 break  # what its pixels are is not known any more
             kv.name(sequence, [page_key(sequence.keys[-1] if start else b"", page)])
+
+    def hand_over(self, handles: Sequence[_Handle], padding: Sequence[int], cache: Cache) -> None:
+        """Append to ``cache`` what it lacks: one row per handle, with so much padding on its left,
+        all ending together.
+        """
+        sequences = [handle.sequence for handle in handles]
+        write_columns(self._paged.kv, sequences, padding, cache)
 
     def release(self, handle: _Handle) -> None:
         """Give the request's pages back."""
@@ -245,7 +276,7 @@ class TransformersVerifier:
         """The request's pages that hold visual tokens."""
         sequence, size = handle.sequence, self._paged.kv.page_size
         visual = self.spec.visual_token_ids
-        places = [place for place, token in enumerate(handle.text) if token in visual]
+        places = [place for place, token in enumerate(handle.text or ()) if token in visual]
         return sorted({sequence.pages[(sequence.lead + place) // size] for place in places})
 
     @property

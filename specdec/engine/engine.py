@@ -14,9 +14,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from specdec.acceptance import Verdict, accept_greedy, accept_sampled, uniforms_needed
+from specdec.acceptance import Verdict
 from specdec.cache import OutOfPages
 from specdec.engine.request import Decoding, Emission, Request
+from specdec.engine.target import Target
+from specdec.engine.together import by_batch
 from specdec.interfaces import Drafter, Prompt, Verifier
 from specdec.stats import AcceptanceStats
 from specdec.tree import DraftTree, Topology, chain, root_only
@@ -48,23 +50,31 @@ class Engine:
         self._waiting: list[list[Request]] = []  # rows of one prompt each
         self._full = False  # the pages do not suffice for those who wait
         self._running: list[Request] = []
+        self._kept: list[Any] = []  # handles of finished requests
         self._next_id = 0
 
-    def submit(self, prompt: Prompt, decoding: Decoding) -> list[Request]:
+    def submit(self, prompt: Prompt, decoding: Decoding | Sequence[Decoding]) -> list[Request]:
         """Queue the rows of ``prompt``; they are prefilled together by a later step.
+
+        Args:
+            prompt: the rows.
+            decoding: how to decode them, or each of them.
 
         Raises:
             ValueError: the prompt leaves no room for an answer.
         """
         rows, length = prompt.input_ids.shape
-        if length >= decoding.max_length:
+        each = [decoding] * rows if isinstance(decoding, Decoding) else decoding
+        if length >= each[0].max_length:
             raise ValueError(
-                f"the prompt has {length} tokens, max_length={decoding.max_length} leaves no room "
+                f"the prompt has {length} tokens, max_length={each[0].max_length} leaves no room "
                 "for an answer; raise max_length or pass max_new_tokens"
             )
         requests = [
-            Request.from_row(self._next_id + row, prompt, row, decoding) for row in range(rows)
+            Request.from_row(self._next_id + row, prompt, row, each[row]) for row in range(rows)
         ]
+        if each[0].together is not None:
+            each[0].together.rows = requests
         self._next_id += rows
         self._waiting.append(requests)
         return requests
@@ -91,26 +101,28 @@ class Engine:
             emissions = self._admit(self._waiting.pop(0))
             if emissions is not None:
                 return emissions
-        with self._timed("draft"):
+        with self.timed("draft"):
             trees = self._draft(self._running)
-        with self._timed("verify"):
+        with self.timed("verify"):
             logits = self._verify(trees)
         running = self._running
-        with self._timed("accept"):
+        with self.timed("accept"):
             blocks = logits.split([len(tree) for tree in trees])
             targets = [Target(*parts) for parts in zip(running, trees, blocks, strict=True)]
-            verdicts = [_accept(target) for target in targets]
-        with self._timed("commit"):
-            emissions = []
+            verdicts = _decide(targets)
+        with self.timed("commit"):
             for target, verdict in zip(targets, verdicts, strict=True):
-                emissions += self._commit(target, verdict)
+                self._commit(target, verdict)
             self._retire()
-        return emissions
+        return [emission for target in targets for emission in target.emissions]
 
     def close(self) -> None:
         """Drop every request and give back what they hold."""
         for request in self._running:
             self._release(request)
+        for handle in self._kept:
+            self.verifier.release(handle)
+        self._kept.clear()
         self._running.clear()
         self._waiting.clear()
 
@@ -122,6 +134,8 @@ class Engine:
         try:
             emissions = self._prefill(requests)
         except OutOfPages:
+            if requests[0].decoding.together is not None:
+                raise  # its rows must not be parted
             half = len(requests) // 2
             self._waiting[:0] = [part for part in (requests[:half], requests[half:]) if part]
             self._full = half == 0
@@ -143,7 +157,7 @@ class Engine:
             for handle in handles:
                 self.verifier.release(handle)
             raise
-        emissions = []
+        targets = []
         for request, handle, row, count in zip(requests, handles, logits, cached, strict=True):
             request.handle = handle
             self._running.append(request)
@@ -151,10 +165,12 @@ class Engine:
                 stats.num_prompt_tokens += request.view.prompt_length
                 stats.num_cached_tokens += count
             if not request.output:
-                target = Target(request, root_only(request.view.tokens[-1]), row[None])
-                emissions += _emit(target, _accept(target))
+                # A prompt of embeddings has no tokens.
+                root = request.view.tokens[-1] if request.view.tokens else 0
+                targets.append(Target(request, root_only(root), row[None]))
+        _decide(targets)
         self._retire()
-        return emissions
+        return [emission for target in targets for emission in target.emissions]
 
     def _catch_up(self, request: Request, handle: Any) -> None:
         """Compute the keys of what the request had said before it was preempted, its last token
@@ -182,6 +198,9 @@ class Engine:
         if self.drafter is None:
             return [root_only(request.view.tokens[-1]) for request in running]
         for request in running:
+            if request.decoding.together is not None:
+                request.view.max_depth = 0
+                continue
             # A tree of depth d yields up to d + 1 tokens.
             request.view.max_depth = request.decoding.max_length - request.length - 1
         before = self.drafter.model_seconds
@@ -201,106 +220,53 @@ class Engine:
                 logits = self.verifier.verify(handles, trees).logits
                 break
             except OutOfPages:
-                if len(self._running) == 1:
+                if len(self._running) == 1 or self._running[-1].decoding.together is not None:
                     raise
                 self._preempt()
                 trees.pop()
         self.stats.times.model_forward += self.verifier.model_seconds - before
         return logits
 
-    def _commit(self, target: Target, verdict: Verdict) -> list[Emission]:
+    def _commit(self, target: Target, verdict: Verdict) -> None:
         request, tree = target.request, target.tree
-        self.verifier.commit(request.handle, (0, *verdict.path))
+        # All tokens but the last have keys: where the answer ended within the block, no others.
+        self.verifier.commit(request.handle, (0, *verdict.path)[: len(target.emissions)])
         for stats in (request.stats, self.stats):
             stats.record_step(len(tree) - 1, len(verdict.path), tree.topology.depth)
-        return _emit(target, verdict)
 
     def _retire(self) -> None:
         """Let go of the requests that are finished."""
         for request in self._running:
             if request.finished:
+                if request.decoding.keep_keys:
+                    self._kept.append(request.handle)
                 self._release(request)
                 self._full = False
         self._running = [request for request in self._running if not request.finished]
 
     def _release(self, request: Request) -> None:
-        self.verifier.release(request.handle)
+        if not (request.finished and request.decoding.keep_keys):
+            self.verifier.release(request.handle)
         if self.drafter is not None:
             self.drafter.release(request.view.id)
         self.stats.num_generated_tokens += request.stats.num_generated_tokens
 
     @contextmanager
-    def _timed(self, phase: str) -> Iterator[None]:
+    def timed(self, phase: str) -> Iterator[None]:
+        """Count what happens inside as time of this phase."""
         began = time.perf_counter()
         yield
         times = self.stats.times
         setattr(times, phase, getattr(times, phase) + time.perf_counter() - began)
 
 
-class Target:
-    """What the verifier wants behind the nodes of a request's tree, computed when a node is
-    visited.
-
-    Args:
-        request: the request.
-        tree: its tree.
-        logits: raw logits ``(n, V)`` behind the tree's nodes.
-    """
-
-    def __init__(self, request: Request, tree: DraftTree, logits: Tensor) -> None:
-        self.request = request
-        self.tree = tree
-        self.logits = logits
-        self._scores: dict[int, Tensor] = {}
-
-    def scores(self, node: int) -> Tensor:
-        """Processed scores ``(V,)``, float32. The processors run once per node."""
-        if node not in self._scores:
-            self._scores[node] = self.request.node_scores(self.tree, node, self.logits[node])
-        return self._scores[node]
-
-    def distribution(self, node: int) -> Tensor:
-        """Probabilities ``(V,)``. Nothing follows a token that ends the answer: no processor is
-        asked.
-        """
-        if self._ends(node):
-            return torch.nn.functional.one_hot(torch.tensor(0), self.logits.shape[-1]).float()
-        return self.scores(node).softmax(-1)
-
-    def argmax(self, node: int) -> int:
-        """The most probable token; -1 behind a token that ends the answer."""
-        return -1 if self._ends(node) else int(self.scores(node).argmax())
-
-    def _ends(self, node: int) -> bool:
-        return node > 0 and self.tree.tokens[node] in self.request.decoding.eos_token_ids
-
-
-def _accept(target: Target) -> Verdict:
-    decoding, tree = target.request.decoding, target.tree
-    if decoding.do_sample:
-        generator = decoding.generator
-        device = None if generator is None else generator.device
-        uniforms = torch.rand(
-            uniforms_needed(tree), dtype=torch.float64, generator=generator, device=device
-        ).tolist()
-        return accept_sampled(tree, target.distribution, uniforms)
-    if decoding.processor is None:
-        return accept_greedy(tree, target.logits.argmax(-1).tolist())
-    return accept_greedy(tree, target.argmax)
-
-
-def _emit(target: Target, verdict: Verdict) -> list[Emission]:
-    """Hand out the tokens of a verdict one by one, up to where the answer ends."""
-    request, tree = target.request, target.tree
-    emissions = []
-    for node, following in zip((0, *verdict.path), (*verdict.path, None), strict=True):
-        if request.decoding.keep_scores:
-            request.scores.append(target.scores(node))
-        if request.decoding.keep_logits:
-            request.logits.append(target.logits[node].float())
-        token = verdict.token if following is None else tree.tokens[following]
-        request.emit(token)
-        emissions.append(Emission(request.view.id, token, following is not None))
-        if request.finished:
-            break
-    return emissions
+def _decide(targets: Sequence[Target]) -> list[Verdict]:
+    """Accept and hand out, each target for itself where its rules allow."""
+    batches = by_batch(targets)
+    scores: dict[int, Tensor] = {}
+    for together, rows in batches:
+        scores |= together.scores(rows)
+    verdicts = [target.decide(scores.get(target.request.view.id)) for target in targets]
+    for together, _ in batches:
+        together.stop()
+    return verdicts

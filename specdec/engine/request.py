@@ -9,9 +9,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from specdec.engine.together import Together
 from specdec.interfaces import DraftRequest, Prompt
 from specdec.stats import AcceptanceStats
-from specdec.tree import DraftTree
 
 
 class Emission(NamedTuple):
@@ -30,19 +30,19 @@ class Decoding:
         max_length: most tokens in all, padded prompt included.
         do_sample: draw from the distribution; else take its argmax.
         temperature: what drafters are told; the processors are what is applied.
-        num_rows: rows of the batch that the request belongs to.
-        processor: ``(ids (B, T), logits (B, V)) -> scores (B, V)`` with B = ``num_rows``, of which
-            the request's own row is used; ``None`` changes nothing. Called once per position of the
-            answer and in order, as plain decoding would.
+        processor: ``(ids (1, T), logits (1, V)) -> scores (1, V)``; ``None`` changes nothing.
+            Called once per position of the answer and in order, as plain decoding would.
         stopping: ``(ids (1, T), scores) -> bool``, called after every token; ``None`` never stops.
         eos_token_ids: tokens that end the answer.
         generator: source of randomness; ``None`` is torch's global one.
         keep_scores: record the processed scores of every token.
         keep_logits: record the raw logits of every token.
+        together: rules that see all rows of the batch; then ``processor`` and ``stopping`` are
+            ``None``.
+        keep_keys: a finished request keeps its handle, until the engine is closed.
     """
 
     max_length: int
-    num_rows: int = 1
     do_sample: bool = False
     temperature: float = 1.0
     processor: Callable[[Tensor, Tensor], Tensor] | None = None
@@ -51,6 +51,8 @@ class Decoding:
     generator: torch.Generator | None = None
     keep_scores: bool = False
     keep_logits: bool = False
+    together: Together | None = None
+    keep_keys: bool = False
 
 
 @dataclass(slots=True, eq=False)
@@ -105,21 +107,13 @@ class Request:
         """The answer so far."""
         return self.view.tokens[self.view.prompt_length :]
 
-    def node_scores(self, tree: DraftTree, node: int, logits: Tensor) -> Tensor:
-        """The scores ``(V,)`` behind a node, given its raw ``logits (V,)``.
-
-        Visit a path in order: the node's token is written behind its parent's, where the processors
-        see it.
-        """
-        depth = tree.topology.depths[node]
-        self.ids[self.length - 1 + depth] = tree.tokens[node]
+    def process(self, logits: Tensor) -> Tensor:
+        """The scores ``(V,)`` behind the last token, given its raw ``logits (V,)``."""
         scores = logits.to(device=self.ids.device, dtype=torch.float32)
         if self.decoding.processor is None:
             return scores
-        # Processors may hold something per row of the call's batch: show them a batch of this row.
-        rows = self.decoding.num_rows
-        ids = self.ids[None, : self.length + depth].expand(rows, -1)
-        return self.decoding.processor(ids, scores.repeat(rows, 1))[self.row]
+        # A copy: processors may change what they are given.
+        return self.decoding.processor(self.ids[None, : self.length], scores.clone()[None])[0]
 
     def emit(self, token: int) -> None:
         """Append a token and decide whether it ends the answer."""

@@ -7,6 +7,7 @@ it: the attention implementation is switched for the duration of a forward only.
 from __future__ import annotations
 
 import inspect
+import threading
 import time
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
@@ -74,7 +75,7 @@ class PagedModel:
         self._budget = kv_cache_bytes
         self.cache = hook.PagedCache(model.config.get_text_config(decoder=True))
         self.seconds = 0.0  # spent inside the model's own forward
-        self._text_configs = _attached(model)
+        self._seam = _seam(model)
         self._embedding = model.get_input_embeddings()
         self._keeps_logits = "logits_to_keep" in inspect.signature(model.forward).parameters
 
@@ -152,39 +153,62 @@ class PagedModel:
 
     def _run(self, forward: hook.Prefill | hook.TreeForward, inputs: Mapping[str, Any]) -> Tensor:
         # Through vars(): a config's own __setattr__ takes longer than all the rest.
-        configs = [vars(config) for config in self._text_configs]
-        before = [config[_IMPLEMENTATION] for config in configs]
-        token = hook.CURRENT.set(forward)
-        try:
-            for config in configs:
-                config[_IMPLEMENTATION] = hook.NAME
-            began = time.perf_counter()
-            out = self.model(**inputs, past_key_values=self.cache, use_cache=True, return_dict=True)
-            self.seconds += time.perf_counter() - began
-        finally:
-            for config, name in zip(configs, before, strict=True):
-                config[_IMPLEMENTATION] = name
-            hook.CURRENT.reset(token)
-        if self._budget is not None:
-            # Only now is known what a page takes: layers differ in heads, dtypes and sharing.
-            self.kv.allocator.limit = max(1, self._budget // self.kv.bytes_per_page)
-            self._budget = None
+        configs = [vars(config) for config in self._seam.text_configs]
+        with self._seam.switching:
+            token = hook.CURRENT.set(forward)
+            before = [config[_IMPLEMENTATION] for config in configs]
+            try:
+                for config in configs:
+                    config[_IMPLEMENTATION] = hook.NAME
+                began = time.perf_counter()
+                out = self.model(
+                    **inputs, past_key_values=self.cache, use_cache=True, return_dict=True
+                )
+                self.seconds += time.perf_counter() - began
+            finally:
+                for config, name in zip(configs, before, strict=True):
+                    config[_IMPLEMENTATION] = name
+                hook.CURRENT.reset(token)
+        self.set_limit()
         logits: Tensor = out.logits
         return logits
 
+    def set_limit(self) -> None:
+        """Turn the budget into a number of pages, once there are keys: only then is known what a
+        page takes, as layers differ in heads, dtypes and sharing.
+        """
+        if self._budget is not None:
+            self.kv.allocator.limit = max(1, self._budget // self.kv.bytes_per_page)
+            self._budget = None
+
 
 # Found once per model: it takes as long as a forward of a small drafter.
-_TEXT_CONFIGS: WeakKeyDictionary[PreTrainedModel, tuple[PretrainedConfig, list[PretrainedConfig]]]
-_TEXT_CONFIGS = WeakKeyDictionary()
+_SEAMS: WeakKeyDictionary[PreTrainedModel, Seam] = WeakKeyDictionary()
+_LOOKING = threading.Lock()  # held while a model's attention is switched to see what changes
 
 
-def _attached(model: PreTrainedModel) -> list[PretrainedConfig]:
-    """:func:`text_attention_configs`, looked up as long as the model has the same config."""
-    known = _TEXT_CONFIGS.get(model)
-    if known is None or known[0] is not model.config:
-        known = model.config, text_attention_configs(model)
-        _TEXT_CONFIGS[model] = known
-    return known[1]
+class Seam(NamedTuple):
+    """Where a model's text tower is attached to.
+
+    Attributes:
+        config: the model's, when ``text_configs`` were found.
+        text_configs: see :func:`text_attention_configs`.
+        switching: held while they are switched, so that two threads can use the model in turns.
+    """
+
+    config: PretrainedConfig
+    text_configs: list[PretrainedConfig]
+    switching: threading.Lock
+
+
+def _seam(model: PreTrainedModel) -> Seam:
+    """The model's seam, found once as long as it has the same config."""
+    with _LOOKING:
+        known = _SEAMS.get(model)
+        if known is None or known.config is not model.config:
+            known = Seam(model.config, text_attention_configs(model), threading.Lock())
+            _SEAMS[model] = known
+        return known
 
 
 def text_attention_configs(model: PreTrainedModel) -> list[PretrainedConfig]:

@@ -11,8 +11,8 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 import specdec
+from specdec.choice import resolve_drafter
 from specdec.engine import Decoding, Engine
-from specdec.generation import resolve_drafter
 from specdec.tree import DraftTree, Topology, chain, random_topology, static
 from specdec.verifiers import TransformersVerifier
 from specdec.verifiers.transformers_model import unsupported

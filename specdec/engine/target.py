@@ -1,0 +1,98 @@
+"""What the verifier wants behind the nodes of one request's tree, and handing out what is accepted.
+
+A node is visited only once its token is sure to be part of the answer. Its token is handed out
+first, and the stopping criteria asked; so logits processors see what plain decoding would show
+them, position by position, and nothing behind the end.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from specdec.acceptance import Verdict, accept_greedy, accept_sampled, uniforms_needed
+from specdec.engine.request import Emission, Request
+from specdec.tree import DraftTree
+
+
+class Target:
+    """One request's tree on its way from the verifier to the answer.
+
+    Args:
+        request: the request.
+        tree: its tree.
+        logits: raw logits ``(n, V)`` behind the tree's nodes.
+
+    Attributes:
+        emissions: the tokens that were handed out, in order.
+    """
+
+    def __init__(self, request: Request, tree: DraftTree, logits: Tensor) -> None:
+        self.request = request
+        self.tree = tree
+        self.logits = logits
+        self.emissions: list[Emission] = []
+        self._scores: dict[int, Tensor] = {}
+        self._reached = 0
+
+    def decide(self, scores: Tensor | None = None) -> Verdict:
+        """Accept what is to be accepted and hand it out, up to where the answer ends.
+
+        Args:
+            scores: processed scores ``(V,)`` behind the root, if they are known already.
+        """
+        if scores is not None:
+            self._scores[0] = scores
+        verdict = self._verdict()
+        for node in verdict.path:
+            self._reach(node)
+        if not self.request.finished:
+            self._emit(verdict.token, drafted=False)
+        return verdict
+
+    def _verdict(self) -> Verdict:
+        decoding, tree = self.request.decoding, self.tree
+        if decoding.do_sample:
+            generator = decoding.generator
+            device = None if generator is None else generator.device
+            uniforms = torch.rand(
+                uniforms_needed(tree), dtype=torch.float64, generator=generator, device=device
+            ).tolist()
+            return accept_sampled(tree, self._distribution, uniforms)
+        if decoding.processor is None and not self._scores:
+            return accept_greedy(tree, self.logits.argmax(-1).tolist())
+        return accept_greedy(tree, self._argmax)
+
+    def _distribution(self, node: int) -> Tensor:
+        """Probabilities ``(V,)``; any at all behind the end of the answer."""
+        self._reach(node)
+        if self.request.finished:
+            return torch.nn.functional.one_hot(torch.tensor(0), self.logits.shape[-1]).float()
+        return self._scores_at(node).softmax(-1)
+
+    def _argmax(self, node: int) -> int:
+        """The most probable token; -1 behind the end of the answer."""
+        self._reach(node)
+        return -1 if self.request.finished else int(self._scores_at(node).argmax())
+
+    def _scores_at(self, node: int) -> Tensor:
+        """Processed scores ``(V,)``, float32. The processors run once per node."""
+        if node not in self._scores:
+            self._scores[node] = self.request.process(self.logits[node])
+        return self._scores[node]
+
+    def _reach(self, node: int) -> None:
+        """Hand out the token of an accepted node, unless that is done or the answer has ended."""
+        if self.request.finished or self.tree.topology.depths[node] <= len(self.emissions):
+            return
+        self._emit(self.tree.tokens[node], drafted=True)
+        self._reached = node
+
+    def _emit(self, token: int, *, drafted: bool) -> None:
+        request = self.request
+        if request.decoding.keep_scores:
+            request.scores.append(self._scores_at(self._reached))
+        if request.decoding.keep_logits:
+            request.logits.append(self.logits[self._reached].float())
+        request.emit(token)
+        self.emissions.append(Emission(request.view.id, token, drafted))
