@@ -21,11 +21,11 @@ from specdec.cache import SequenceKV, page_key
 from specdec.interfaces import Prefilled, Prompt, VerifierSpec
 from specdec.runtime import NodeBatch, PagedModel, PrefillRow
 from specdec.tree import DraftTree
+from specdec.verifiers.overrides import override
 from specdec.verifiers.page_keys import RowKeys, prompt_keys
 
-SUPPORTED_LAYERS = frozenset({"full_attention", "sliding_attention", "chunked_attention"})
-# Models in whose prompts every token sees every other: a beginning is nothing of its own.
-_WHOLE_PROMPT = frozenset({"paligemma"})
+# A dummy keeps nothing: it has no attention, or reads the keys of a layer before it.
+SUPPORTED_LAYERS = frozenset({"full_attention", "sliding_attention", "chunked_attention", "dummy"})
 _VISUAL_ID_NAMES = ("image_token_id", "image_token_index", "video_token_id", "video_token_index")
 
 
@@ -73,8 +73,11 @@ class TransformersVerifier:
         self.spec = read_spec(model)
         self.model = model
         budget = _free_bytes(model.device) // 4 if kv_cache_bytes is None else kv_cache_bytes
-        self._paged = PagedModel(model, page_size=page_size, kv_cache_bytes=budget)
-        self.shares = model.config.model_type not in _WHOLE_PROMPT
+        special = override(model.config)
+        self._paged = PagedModel(
+            model, page_size=page_size, kv_cache_bytes=budget, cache=special.cache
+        )
+        self.shares = special.shares
         self._prefill_seconds = 0.0
 
     @property

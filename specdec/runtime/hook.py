@@ -97,6 +97,15 @@ class TreeForward:
         """The most tokens that a sequence of this forward has committed."""
         return max(row.sequence.committed for row in self._rows)
 
+    @property
+    def places(self) -> list[int]:
+        """Each node's logical position in its own text."""
+        return [
+            sequence.committed + depth
+            for sequence, count, _ in self._rows
+            for depth in sequence.scratch_depths[-count:]
+        ]
+
     def store(self, layer: int, keys: Tensor, values: Tensor) -> None:
         """Write the nodes' keys ``(1, Hkv, N, D)`` and values ``(1, Hkv, N, Dv)``."""
         self._layer_of_key[id(keys)] = layer

@@ -50,18 +50,24 @@ class PagedModel:
         model: a decoder-only transformers model, text-only or vision-language.
         page_size: tokens a page.
         kv_cache_bytes: what keys and values may take in all; ``None`` grows as needed.
+        cache: what the model gets as ``past_key_values``.
 
     Raises:
         ValueError: the model's attention cannot be replaced through transformers' interfaces.
     """
 
     def __init__(
-        self, model: PreTrainedModel, *, page_size: int = 16, kv_cache_bytes: int | None = None
+        self,
+        model: PreTrainedModel,
+        *,
+        page_size: int = 16,
+        kv_cache_bytes: int | None = None,
+        cache: type[hook.PagedCache] = hook.PagedCache,
     ) -> None:
         self.model = model
         self.kv = PagedKV(page_size)
         self._budget = kv_cache_bytes
-        self.cache = hook.PagedCache(model.config.get_text_config(decoder=True))
+        self.cache = cache(model.config.get_text_config(decoder=True))
         self.seconds = 0.0  # spent inside the model's own forward
         self._text_configs = _attached(model)
         self._embedding = model.get_input_embeddings()

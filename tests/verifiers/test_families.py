@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from functools import cache
 from typing import Any
 
@@ -19,18 +20,22 @@ from specdec.verifiers.transformers_model import unsupported
 from support import families
 from support.fake_drafters import GuessingDrafter
 
-PROMPTS, NEW_TOKENS = 20, 24
+# The full check takes more than a test run has: 20 prompts of 64 tokens, for every family.
+PROMPTS = int(os.environ.get("SPECDEC_FAMILY_PROMPTS", "20"))
+NEW_TOKENS = int(os.environ.get("SPECDEC_FAMILY_TOKENS", "24"))
 TREES = {"chain": chain(4), "static": static((2, 2, 1)), "random": random_topology(10, 4)}
 build = cache(families.build)
 
 
 @cache
 def answers(name: str) -> list[tuple[dict[str, Tensor], Tensor]]:
-    """Inputs of twenty prompts, one or two images each, and what ``model.generate`` answers."""
-    model, inputs = build(name)
+    """Inputs of many prompts, with images in all places that the family knows and without any,
+    and what ``model.generate`` answers.
+    """
+    model, inputs, layouts = build(name)
     pairs = []
     for seed in range(PROMPTS):
-        given = inputs(seed, 4 + seed % 7)
+        given = inputs(seed, 4 + seed % 7, layouts[seed % len(layouts)])
         plain = model.generate(**given, max_new_tokens=NEW_TOKENS, do_sample=False)
         pairs.append((given, plain))
     return pairs
@@ -81,7 +86,7 @@ def test_greedy_answers_are_those_of_generate(name: str, tree: str, kind: str) -
 def test_generate_answers_alone_as_in_a_batch(name: str) -> None:
     """The same through the front door, one prompt at a time."""
     model = build(name).model
-    for given, plain in answers(name)[:3]:
+    for given, plain in answers(name)[:4]:
         out = specdec.generate(
             model,
             **given,
@@ -97,15 +102,19 @@ def test_generate_answers_alone_as_in_a_batch(name: str) -> None:
 def test_answers_vary_and_depend_on_the_image(name: str) -> None:
     """A model whose answers do not vary, or that ignores its image, would prove little above."""
     model = build(name).model
-    distinct, changed = [], 0
+    distinct, changed = [], []
     for given, plain in answers(name):
         length = given["input_ids"].shape[1]
         distinct.append(len(set(plain[0, length:].tolist())))
-        swapped = given | {"pixel_values": given["pixel_values"].flip(-1) + 1.0}
-        other = model.generate(**swapped, max_new_tokens=NEW_TOKENS, do_sample=False)
-        changed += other.tolist() != plain.tolist()
+        pixels = {key: value for key, value in given.items() if key.startswith("pixel_values")}
+        if pixels:
+            swapped = given | {key: value.flip(-1) + 1.0 for key, value in pixels.items()}
+            other = model.generate(**swapped, max_new_tokens=NEW_TOKENS, do_sample=False)
+            changed.append(other.tolist() != plain.tolist())
     assert sorted(distinct)[PROMPTS // 2] >= 6
-    assert changed >= PROMPTS * 3 // 4
+    if name in families.SIGHTED:
+        assert len(changed) >= PROMPTS * 3 // 4
+        assert sum(changed) >= len(changed) * 3 // 4
 
 
 def path_logits(model: PreTrainedModel, given: dict[str, Tensor], tokens: list[int]) -> Tensor:
@@ -134,9 +143,9 @@ def test_every_node_matches_plain_decoding_of_its_path(name: str) -> None:
 
     Relative to the logits' size, 1e-5 in fp32; seen: below 3e-6.
     """
-    model, inputs = build(name)
-    for seed in (0, 1):
-        given = inputs(seed, 9)
+    model, inputs, layouts = build(name)
+    for seed, layout in enumerate(layouts):
+        given = inputs(seed, 9, layout)
         verifier = TransformersVerifier(model)
         with torch.no_grad():
             handles = verifier.prefill(families.prepare(model, given, NEW_TOKENS), room=40).handles
