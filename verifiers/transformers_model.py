@@ -252,8 +252,6 @@ def unsupported(model: PreTrainedModel) -> list[str]:
     layers = sorted(set(get_layer_types_and_kwargs(text)[0]) - SUPPORTED_LAYERS)
     if layers:
         problems.append(f"its text tower has layers of type {', '.join(layers)}")
-    if getattr(text, "kv_lora_rank", None):
-        problems.append("its text tower uses multi-head latent attention")
     if getattr(text, "cross_attention_layers", None):
         problems.append("its text tower attends to the image through cross-attention layers")
     return problems

@@ -6,7 +6,8 @@ config names it. What they do depends on the forward that is current in this con
 - none: what ``sdpa`` does, so others may call the model while the name is set;
 - a :class:`Prefill`: the same, and the cache stores the keys of each row's real tokens;
 - a :class:`TreeForward`: the nodes of all requests, packed into one row; each attends to its own
-  request's pages.
+  request's pages;
+- a ``dense.DenseForward``: the same for layers that change their keys after caching them.
 
 Masks of tree nodes come from the model's own mask function, evaluated on logical positions and
 intersected with the ancestor mask, so sliding and chunked layers need no code per model.
@@ -17,7 +18,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from contextvars import ContextVar
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -31,8 +32,28 @@ from specdec.cache import PagedKV, SequenceKV
 from specdec.kernels.reference import Segment, dense_attention, tree_attention
 
 NAME = "specdec"
-CURRENT: ContextVar[Prefill | TreeForward | None] = ContextVar("specdec_forward", default=None)
+CURRENT: ContextVar[Prefill | OverNodes | None] = ContextVar("specdec_forward", default=None)
 _SLIDING = ("sliding_attention", "hybrid_sliding", "chunked_attention")
+
+
+class KeysChanged(ValueError):
+    """A layer attends to other keys than those it was handed after caching."""
+
+
+class OverNodes(Protocol):
+    """A forward over tree nodes."""
+
+    @property
+    def cached(self) -> int:
+        """The most tokens that a sequence of this forward has committed."""
+
+    def store(self, layer: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+        """Write the nodes' keys and values, and return what the layer goes on with."""
+
+    def mask(
+        self, mask_function: Callable[..., Tensor], dtype: torch.dtype, device: torch.device
+    ) -> Tensor | None:
+        """What the layers get as their attention mask."""
 
 
 class PrefillRow(NamedTuple):
@@ -57,10 +78,13 @@ class Prefill:
             for row, sequence, start in rows
         ]
 
-    def store(self, layer: int, keys: Tensor, values: Tensor) -> None:
-        """Write the real tokens' keys ``(B, Hkv, T, D)`` and values ``(B, Hkv, T, Dv)``."""
+    def store(self, layer: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+        """Write the real tokens' keys ``(B, Hkv, T, D)`` and values ``(B, Hkv, T, Dv)``; returns
+        both.
+        """
         for row, start, slots in self._rows:
             self._kv.write(layer, slots, keys[row, :, start:], values[row, :, start:])
+        return keys, values
 
 
 class TreeRows(NamedTuple):
@@ -106,16 +130,19 @@ class TreeForward:
             for depth in sequence.scratch_depths[-count:]
         ]
 
-    def store(self, layer: int, keys: Tensor, values: Tensor) -> None:
-        """Write the nodes' keys ``(1, Hkv, N, D)`` and values ``(1, Hkv, N, Dv)``."""
+    def store(self, layer: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+        """Write the nodes' keys ``(1, Hkv, N, D)`` and values ``(1, Hkv, N, Dv)``; returns both:
+        attention finds its pages through them.
+        """
         self._layer_of_key[id(keys)] = layer
         self._keys.append(keys)
         if len(self._targets) == 1:  # worth its own line: it runs once a layer
             self._kv.write(layer, self._targets[0], keys, values)
-            return
+            return keys, values
         for segment, target in zip(self._segments, self._targets, strict=True):
             rows = slice(segment.start, segment.stop)
             self._kv.write(layer, target, keys[:, :, rows], values[:, :, rows])
+        return keys, values
 
     def mask(
         self, mask_function: Callable[..., Tensor], dtype: torch.dtype, device: torch.device
@@ -151,10 +178,7 @@ class TreeForward:
         """Attention of the nodes ``(1, Hq, N, D)`` over their pages; returns ``(1, N, Hq, Dv)``."""
         layer = self._layer_of_key.get(id(key))
         if layer is None:
-            raise ValueError(
-                "a text layer changed its keys after caching them, as multi-head latent attention "
-                "does; specdec cannot run this model"
-            )
+            raise KeysChanged("a text layer changed its keys after caching them")
         keys, values = self._kv.layer(layer)
         return tree_attention(
             query,
@@ -221,7 +245,7 @@ def attention(
 def mask(*, mask_function: Callable[..., Tensor], **kwargs: Any) -> Tensor | None:
     """transformers' mask signature."""
     forward = CURRENT.get()
-    if isinstance(forward, TreeForward):
+    if forward is not None and not isinstance(forward, Prefill):
         return forward.mask(mask_function, kwargs["dtype"], kwargs["device"])
     result: Tensor | None = sdpa_mask(mask_function=mask_function, **kwargs)
     return result
@@ -270,13 +294,10 @@ class PagedCache(Cache):
     def update(
         self, key_states: Tensor, value_states: Tensor, layer_idx: int, *args: Any, **kwargs: Any
     ) -> tuple[Tensor, Tensor]:
-        """Store the new keys and hand the same tensors on: attention finds its pages through
-        them.
-        """
+        """Store the new keys; what the layer goes on with is for the forward to say."""
         forward = CURRENT.get()
         assert forward is not None, "a PagedCache was used outside of its own forward"
-        forward.store(layer_idx, key_states, value_states)
-        return key_states, value_states
+        return forward.store(layer_idx, key_states, value_states)
 
 
 def register() -> None:

@@ -18,6 +18,7 @@ from transformers import PretrainedConfig, PreTrainedModel
 
 from specdec.cache import PagedKV, SequenceKV
 from specdec.runtime import hook
+from specdec.runtime.dense import DenseForward
 from specdec.runtime.hook import PrefillRow
 
 _IMPLEMENTATION = "_attn_implementation_internal"
@@ -68,6 +69,7 @@ class PagedModel:
         self.kv = PagedKV(page_size)
         self._budget = kv_cache_bytes
         self.cache = cache(model.config.get_text_config(decoder=True))
+        self._expands = False  # its layers change their keys after caching them
         self.seconds = 0.0  # spent inside the model's own forward
         self._text_configs = _attached(model)
         self._embedding = model.get_input_embeddings()
@@ -119,7 +121,7 @@ class PagedModel:
             rows = [
                 hook.TreeRows(nodes.sequence, len(nodes.tokens), nodes.visible) for nodes in batch
             ]
-            logits = self._run(hook.TreeForward(self.kv, rows), inputs)[0]
+            logits = self._over_nodes(rows, inputs)[0]
         except BaseException:
             for sequence, count in grown:
                 del sequence.scratch_depths[-count:]
@@ -143,7 +145,15 @@ class PagedModel:
             "position_ids": ids if rows == 1 else ids[:, None],
         }
 
-    def _run(self, forward: hook.Prefill | hook.TreeForward, inputs: Mapping[str, Any]) -> Tensor:
+    def _over_nodes(self, rows: Sequence[hook.TreeRows], inputs: Mapping[str, Any]) -> Tensor:
+        if not self._expands:
+            try:
+                return self._run(hook.TreeForward(self.kv, rows), inputs)
+            except hook.KeysChanged:  # by the first layer; once in the life of a model
+                self._expands = True
+        return self._run(DenseForward(self.kv, rows), inputs)
+
+    def _run(self, forward: hook.Prefill | hook.OverNodes, inputs: Mapping[str, Any]) -> Tensor:
         # Through vars(): a config's own __setattr__ takes longer than all the rest.
         configs = [vars(config) for config in self._text_configs]
         before = [config[_IMPLEMENTATION] for config in configs]

@@ -175,10 +175,9 @@ def test_the_spec_is_read_off_the_config() -> None:
     [
         ({"is_encoder_decoder": True}, "encoder-decoder"),
         ({"layer_types": ["full_attention", "linear_attention"]}, "linear_attention"),
-        ({"kv_lora_rank": 16}, "latent attention"),
         ({"cross_attention_layers": [1]}, "cross-attention"),
     ],
-    ids=["encoder_decoder", "linear", "mla", "cross"],
+    ids=["encoder_decoder", "linear", "cross"],
 )
 def test_what_cannot_be_run_is_refused_by_name(changes: dict[str, Any], reason: str) -> None:
     model = families.causal_lm(0, layers=2)

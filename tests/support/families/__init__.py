@@ -49,12 +49,13 @@ _SIGHTED = {
     "qwen3_vl_moe": grids.qwen3_vl_moe,
     "glm4v": grids.glm4v,
     "mistral3": grids.mistral3,
+    "kimi_k25": grids.kimi_k25,
     "gemma3": gemmas.gemma3,
     "gemma4": gemmas.gemma4,
     "gemma4_shared": gemmas.gemma4_shared,
     "paligemma": gemmas.paligemma,
 }
-_BLIND = {"llama": texts.llama, "qwen3": texts.qwen3}
+_BLIND = {"llama": texts.llama, "qwen3": texts.qwen3, "deepseek_v3": texts.deepseek_v3}
 SIGHTED = tuple(_SIGHTED)
 NAMES = (*_SIGHTED, *_BLIND)
 
