@@ -1,8 +1,9 @@
 """Llama 4: the temperature of its layers without rotary positions.
 
-These layers scale a query by how far into the text it is. Instead of using the positions they are
+These layers scale a query by how far into its row it is. Instead of using the positions they are
 given they count up from the length of the cache, query by query: wrong for siblings, which are at
-the same place, and for the second text of a batch.
+the same place, and for the second text of a batch. And they count a row's padding as well, so what
+they make of a text depends on it.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import torch
 from torch import Tensor
 from transformers import PretrainedConfig
 
+from specdec.cache import SequenceKV
 from specdec.runtime.hook import CURRENT, PagedCache, TreeForward
 
 
@@ -38,10 +40,21 @@ class Llama4Cache(PagedCache):
         forward = CURRENT.get()
         if layer_idx is None or not isinstance(forward, TreeForward):
             return super().get_seq_length()
-        before = [place - index for index, place in enumerate(forward.places)]
+        places = [
+            _padding(sequence) + sequence.committed + depth
+            for sequence, count, _ in forward.rows
+            for depth in sequence.scratch_depths[-count:]
+        ]
+        before = [place - index for index, place in enumerate(places)]
         return torch.tensor(before, device=self._device)
 
     def get_query_offset(self, layer_idx: int = 0) -> int:
         """For masks, which want the number."""
         length: int = super().get_seq_length()
         return length
+
+
+def _padding(sequence: SequenceKV) -> int:
+    padding = sequence.beside
+    assert isinstance(padding, int), "an adapter that counts padding says what it is"
+    return padding

@@ -14,10 +14,13 @@ from specdec.verifiers.llama4 import Llama4Cache
 class Override(NamedTuple):
     """Attributes:
     shares: prompts that begin alike may share pages.
+    counts_padding: what a row's padding is makes a difference: its length is kept ``beside`` the
+        sequence, and pages are shared between rows with the same padding only.
     cache: what the model gets as ``past_key_values``.
     """
 
     shares: bool = True
+    counts_padding: bool = False
     cache: type[PagedCache] = PagedCache
 
 
@@ -25,8 +28,8 @@ _GENERIC = Override()
 _OVERRIDES: Mapping[str, Override] = {
     # Every token of a prompt sees every other: a beginning is nothing of its own.
     "paligemma": Override(shares=False),
-    "llama4": Override(cache=Llama4Cache),
-    "llama4_text": Override(cache=Llama4Cache),
+    "llama4": Override(counts_padding=True, cache=Llama4Cache),
+    "llama4_text": Override(counts_padding=True, cache=Llama4Cache),
 }
 
 

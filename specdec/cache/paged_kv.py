@@ -46,6 +46,7 @@ class SequenceKV:
             pages that are not full yet may be there already.
         mark: a place within a page that is published too.
         contiguous: the pages follow one another.
+        beside: what the model keeps of the text besides keys; not looked at here, nor forked.
     """
 
     room: int = 0
@@ -55,6 +56,7 @@ class SequenceKV:
     keys: list[bytes] = field(default_factory=list)
     mark: Mark | None = None
     contiguous: bool = True
+    beside: object | None = None
 
     @property
     def length(self) -> int:

@@ -33,11 +33,13 @@ from specdec.kernels.reference import Segment, dense_attention, tree_attention
 
 NAME = "specdec"
 CURRENT: ContextVar[Prefill | OverNodes | None] = ContextVar("specdec_forward", default=None)
+# Layers that keep a state, which every token changes, instead of keys.
+RECURRENT = frozenset({"linear_attention", "conv"})
 _SLIDING = ("sliding_attention", "hybrid_sliding", "chunked_attention")
 
 
 class KeysChanged(ValueError):
-    """A layer attends to other keys than those it was handed after caching."""
+    """A layer attends to other keys or values than those it was handed after caching."""
 
 
 class OverNodes(Protocol):
@@ -104,7 +106,7 @@ class TreeForward:
 
     def __init__(self, kv: PagedKV, rows: Sequence[TreeRows]) -> None:
         self._kv = kv
-        self._rows = rows
+        self.rows = rows
         self._segments: list[Segment] = []
         self._targets: list[slice | Tensor] = []
         start = 0
@@ -113,29 +115,22 @@ class TreeForward:
             self._segments.append(Segment(start, stop, kv.where(sequence), length))
             self._targets.append(kv.slots(sequence, length - count, length))
             start = stop
-        self._layer_of_key: dict[int, int] = {}
-        self._keys: list[Tensor] = []  # alive until the end of the forward, so that ids stay unique
+        self.unpaged: frozenset[int] = frozenset()  # ids of keys that are in no page
+        self._layers: dict[tuple[int, int], int] = {}  # by the ids of their new keys and values
+        # Alive until the end of the forward, so that ids stay unique.
+        self._new: list[tuple[Tensor, Tensor]] = []
 
     @property
     def cached(self) -> int:
         """The most tokens that a sequence of this forward has committed."""
-        return max(row.sequence.committed for row in self._rows)
-
-    @property
-    def places(self) -> list[int]:
-        """Each node's logical position in its own text."""
-        return [
-            sequence.committed + depth
-            for sequence, count, _ in self._rows
-            for depth in sequence.scratch_depths[-count:]
-        ]
+        return max(row.sequence.committed for row in self.rows)
 
     def store(self, layer: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
         """Write the nodes' keys ``(1, Hkv, N, D)`` and values ``(1, Hkv, N, Dv)``; returns both:
         attention finds its pages through them.
         """
-        self._layer_of_key[id(keys)] = layer
-        self._keys.append(keys)
+        self._layers[id(keys), id(values)] = layer
+        self._new.append((keys, values))
         if len(self._targets) == 1:  # worth its own line: it runs once a layer
             self._kv.write(layer, self._targets[0], keys, values)
             return keys, values
@@ -152,10 +147,10 @@ class TreeForward:
         """
         plain: Any = causal_mask_function
         nodes, longest = self._segments[-1].stop, max(s.length for s in self._segments)
-        if mask_function is plain and nodes == 1 and self._rows[0].visible is None:
+        if mask_function is plain and nodes == 1 and self.rows[0].visible is None:
             return None
         mask = torch.full((nodes, longest), -math.inf, dtype=dtype)
-        for segment, (sequence, count, visible) in zip(self._segments, self._rows, strict=True):
+        for segment, (sequence, count, visible) in zip(self._segments, self.rows, strict=True):
             rows = mask[segment.start : segment.stop]
             if visible is None:
                 rows[:, : segment.length].triu_(segment.length - count + 1)
@@ -170,15 +165,16 @@ class TreeForward:
         self,
         query: Tensor,
         key: Tensor,
+        value: Tensor,
         mask: Tensor | None,
         scale: float,
         softcap: float | None,
         sinks: Tensor | None,
     ) -> Tensor:
         """Attention of the nodes ``(1, Hq, N, D)`` over their pages; returns ``(1, N, Hq, Dv)``."""
-        layer = self._layer_of_key.get(id(key))
+        layer = self._layers.get((id(key), id(value)))
         if layer is None:
-            raise KeysChanged("a text layer changed its keys after caching them")
+            raise KeysChanged("a text layer changed its keys or values after caching them")
         keys, values = self._kv.layer(layer)
         return tree_attention(
             query,
@@ -197,7 +193,7 @@ class TreeForward:
     ) -> Tensor:
         """The model's own mask ``(N, longest)``, evaluated on logical positions."""
         queries, keys = [], []
-        for segment, (sequence, count, _) in zip(self._segments, self._rows, strict=True):
+        for segment, (sequence, count, _) in zip(self._segments, self.rows, strict=True):
             scratch = torch.tensor(sequence.scratch_depths) + sequence.committed
             positions = torch.zeros(longest, dtype=torch.long)
             positions[: sequence.committed] = torch.arange(sequence.committed)
@@ -225,14 +221,15 @@ def attention(
     """transformers' attention signature: ``(B, H, T, D)`` in, ``(B, T, H, D)`` out."""
     forward = CURRENT.get()
     scale = scaling if scaling is not None else query.shape[-1] ** -0.5
-    if isinstance(forward, TreeForward):
-        return forward.attend(query, key, attention_mask, scale, softcap, s_aux), None
-    if softcap is None and s_aux is None:
+    if isinstance(forward, TreeForward) and id(key) not in forward.unpaged:
+        return forward.attend(query, key, value, attention_mask, scale, softcap, s_aux), None
+    over_nodes = forward is not None and not isinstance(forward, Prefill)
+    if softcap is None and s_aux is None and not over_nodes:
         out, _ = sdpa_attention_forward(
             module, query, key, value, attention_mask, scaling=scaling, **kwargs
         )
         return out, None
-    if attention_mask is None and query.shape[2] > 1:  # what sdpa calls is_causal
+    if attention_mask is None and query.shape[2] > 1 and not over_nodes:  # sdpa's is_causal
         attention_mask = torch.ones(
             query.shape[2], key.shape[2], dtype=torch.bool, device=query.device
         ).tril_(key.shape[2] - query.shape[2])[None, None]
@@ -285,10 +282,15 @@ class PagedLayer(CacheLayerMixin):
 class PagedCache(Cache):
     """What a model's forward gets as ``past_key_values``; the keys go to the current forward's
     pages.
+
+    Attributes:
+        keeps_states: some layers keep more of a text than keys of its tokens.
     """
 
     def __init__(self, text_config: PretrainedConfig) -> None:
         types = get_layer_types_and_kwargs(text_config)[0]
+        crossing = getattr(text_config, "cross_attention_layers", None)
+        self.keeps_states = bool(crossing) or not RECURRENT.isdisjoint(types)
         super().__init__(layers=[PagedLayer(layer_type) for layer_type in types])
 
     def update(

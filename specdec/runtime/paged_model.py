@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import inspect
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any, NamedTuple
 from weakref import WeakKeyDictionary
 
@@ -54,8 +55,11 @@ class PagedModel:
         cache: what the model gets as ``past_key_values``.
 
     Raises:
-        ValueError: the model's attention cannot be replaced through transformers' interfaces.
+        ValueError: the model's attention cannot be replaced through transformers' interfaces, or
+            its layers keep states, which only a :class:`StatefulModel` looks after.
     """
+
+    _keeps_states = False
 
     def __init__(
         self,
@@ -69,6 +73,11 @@ class PagedModel:
         self.kv = PagedKV(page_size)
         self._budget = kv_cache_bytes
         self.cache = cache(model.config.get_text_config(decoder=True))
+        if self.cache.keeps_states and not self._keeps_states:
+            raise ValueError(
+                f"{type(model).__name__} keeps more of a text than keys, by linear attention or "
+                "cross-attention; specdec runs such models as verifiers only"
+            )
         self._expands = False  # its layers change their keys after caching them
         self.seconds = 0.0  # spent inside the model's own forward
         self._text_configs = _attached(model)
@@ -110,11 +119,7 @@ class PagedModel:
         Raises:
             OutOfPages: the page limit is reached; no sequence has changed.
         """
-        grown: list[tuple[SequenceKV, int]] = []
-        try:
-            for nodes in batch:
-                self.kv.extend(nodes.sequence, nodes.depths)
-                grown.append((nodes.sequence, len(nodes.depths)))
+        with self._extended(batch):
             inputs = self._inputs(batch)
             if keep is not None and self._keeps_logits:
                 inputs["logits_to_keep"] = keep
@@ -122,11 +127,25 @@ class PagedModel:
                 hook.TreeRows(nodes.sequence, len(nodes.tokens), nodes.visible) for nodes in batch
             ]
             logits = self._over_nodes(rows, inputs)[0]
+        return logits if keep is None or self._keeps_logits else logits[keep]
+
+    def commit(self, sequence: SequenceKV, nodes: Sequence[int]) -> None:
+        """Keep these scratch nodes, a path from the first, and drop the others."""
+        self.kv.commit(sequence, nodes)
+
+    @contextmanager
+    def _extended(self, batch: Sequence[NodeBatch]) -> Iterator[None]:
+        """Add the nodes to their sequences; on an exception within, take them back."""
+        grown: list[tuple[SequenceKV, int]] = []
+        try:
+            for nodes in batch:
+                self.kv.extend(nodes.sequence, nodes.depths)
+                grown.append((nodes.sequence, len(nodes.depths)))
+            yield
         except BaseException:
             for sequence, count in grown:
                 del sequence.scratch_depths[-count:]
             raise
-        return logits if keep is None or self._keeps_logits else logits[keep]
 
     def _inputs(self, batch: Sequence[NodeBatch]) -> dict[str, Any]:
         tokens = [token for nodes in batch for token in nodes.tokens]

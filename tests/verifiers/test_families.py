@@ -12,6 +12,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 import specdec
+from specdec.drafters import TextOnlyDrafter
 from specdec.engine import Decoding, Engine
 from specdec.generation import resolve_drafter
 from specdec.tree import DraftTree, Topology, chain, random_topology, static
@@ -24,6 +25,16 @@ from support.fake_drafters import GuessingDrafter
 PROMPTS = int(os.environ.get("SPECDEC_FAMILY_PROMPTS", "20"))
 NEW_TOKENS = int(os.environ.get("SPECDEC_FAMILY_TOKENS", "24"))
 TREES = {"chain": chain(4), "static": static((2, 2, 1)), "random": random_topology(10, 4)}
+
+
+def shapes(name: str) -> dict[str, Topology]:
+    """The trees that the family verifies."""
+    if name not in families.CHAINS_ONLY:
+        return TREES
+    return {"chain": TREES["chain"], "short": chain(1), "long": chain(9)}
+
+
+CASES = [(name, tree) for name in families.NAMES for tree in shapes(name)]
 build = cache(families.build)
 
 
@@ -32,7 +43,7 @@ def answers(name: str) -> list[tuple[dict[str, Tensor], Tensor]]:
     """Inputs of many prompts, with images in all places that the family knows and without any,
     and what ``model.generate`` answers.
     """
-    model, inputs, layouts = build(name)
+    model, inputs, layouts, _ = build(name)
     pairs = []
     for seed in range(PROMPTS):
         given = inputs(seed, 4 + seed % 7, layouts[seed % len(layouts)])
@@ -56,14 +67,13 @@ def drafter(kind: str, name: str) -> Any:
 
 
 @pytest.mark.parametrize("kind", ["text_only", "ngram", "random", "partly_right"])
-@pytest.mark.parametrize("tree", TREES)
-@pytest.mark.parametrize("name", families.NAMES)
+@pytest.mark.parametrize(("name", "tree"), CASES)
 def test_greedy_answers_are_those_of_generate(name: str, tree: str, kind: str) -> None:
     """The one property that everything else serves, in fp32, token by token: 20 prompts each, all
     in one ragged batch."""
     model = build(name).model
     verifier = TransformersVerifier(model)
-    engine = Engine(verifier, resolve_drafter(drafter(kind, name), model), TREES[tree])
+    engine = Engine(verifier, resolve_drafter(drafter(kind, name), model), shapes(name)[tree])
     requests = []
     for given, _ in answers(name):
         prompt = families.prepare(model, given, NEW_TOKENS)
@@ -93,9 +103,32 @@ def test_generate_answers_alone_as_in_a_batch(name: str) -> None:
             max_new_tokens=NEW_TOKENS,
             do_sample=False,
             drafter=families.causal_lm(3),
-            tree=TREES["static"],
+            tree=list(shapes(name).values())[1],
         )
         assert out.tolist() == plain.tolist()
+
+
+@pytest.mark.parametrize("name", families.NAMES)
+def test_a_padded_batch_answers_as_in_transformers(name: str) -> None:
+    """Rows of different lengths, with images of different sizes and without any, left-padded:
+    states, latents or masks of another row, and positions that count padding where transformers'
+    do not or the other way round.
+    """
+    model, inputs, layouts, together = build(name)
+    # Where images and videos cannot be told apart in a prompt, neither can they in a batch.
+    left_out = {"none"} if "mixed" in layouts else {"none", "video"}
+    order = [*[layout for layout in layouts if layout not in left_out], "none"]
+    rows = [inputs(seed, 4 + 2 * seed, order[seed % len(order)]) for seed in range(len(order))]
+    batch = together(rows)
+    length = batch["input_ids"].shape[1]
+    plain = model.generate(**batch, max_new_tokens=12, do_sample=False)
+    truth = {}
+    for row, answer in zip(rows, plain, strict=True):
+        truth[tuple(row["input_ids"][0].tolist())] = answer[length:].tolist()
+    partly_right = GuessingDrafter(truth, right=0.75, seed=2)
+    how: dict[str, Any] = {"drafter": partly_right, "tree": list(shapes(name).values())[1]}
+    out = specdec.generate(model, **batch, max_new_tokens=12, do_sample=False, **how)
+    assert out.tolist() == plain.tolist()
 
 
 @pytest.mark.parametrize("name", families.NAMES)
@@ -143,13 +176,14 @@ def test_every_node_matches_plain_decoding_of_its_path(name: str) -> None:
 
     Relative to the logits' size, 1e-5 in fp32; seen: below 3e-6.
     """
-    model, inputs, layouts = build(name)
+    model, inputs, layouts, _ = build(name)
     for seed, layout in enumerate(layouts):
         given = inputs(seed, 9, layout)
         verifier = TransformersVerifier(model)
         with torch.no_grad():
             handles = verifier.prefill(families.prepare(model, given, NEW_TOKENS), room=40).handles
-        topology: Topology = random_topology(8, seed)
+        branches = name not in families.CHAINS_ONLY
+        topology: Topology = random_topology(8, seed) if branches else chain(7)
         tokens = torch.randint(2, 140, (8,)).tolist()
         with torch.no_grad():
             logits = verifier.verify(handles, [DraftTree(topology, tuple(tokens))])
@@ -174,10 +208,9 @@ def test_the_spec_is_read_off_the_config() -> None:
     ("changes", "reason"),
     [
         ({"is_encoder_decoder": True}, "encoder-decoder"),
-        ({"layer_types": ["full_attention", "linear_attention"]}, "linear_attention"),
-        ({"cross_attention_layers": [1]}, "cross-attention"),
+        ({"layer_types": ["full_attention", "hybrid"]}, "layers of type hybrid"),
     ],
-    ids=["encoder_decoder", "linear", "cross"],
+    ids=["encoder_decoder", "hybrid"],
 )
 def test_what_cannot_be_run_is_refused_by_name(changes: dict[str, Any], reason: str) -> None:
     model = families.causal_lm(0, layers=2)
@@ -186,3 +219,46 @@ def test_what_cannot_be_run_is_refused_by_name(changes: dict[str, Any], reason: 
     assert any(reason in problem for problem in unsupported(model))
     with pytest.raises(ValueError, match=reason):
         TransformersVerifier(model)
+
+
+def test_trees_for_a_state_that_cannot_branch_are_refused_by_name() -> None:
+    """Before any work is done; and a drafter's tree that is no chain, though a chain was asked."""
+    model, inputs, *_ = build("qwen3_5")
+    given = inputs(0, 5)
+    with pytest.raises(ValueError, match=r"Qwen3_5.* cannot branch, and the tree of 11 nodes does"):
+        specdec.generate(model, **given, drafter="ngram", tree=TREES["static"])
+    verifier = TransformersVerifier(model)
+    with torch.no_grad():
+        handles = verifier.prefill(families.prepare(model, given, 4), room=20).handles
+    with pytest.raises(ValueError, match=r"Qwen3_5.* chains only"):
+        verifier.verify(handles, [DraftTree(static((2,)), (5, 6, 7))])
+
+
+@pytest.mark.parametrize("name", ["qwen3_5", "mllama"])
+def test_models_that_keep_states_do_not_draft(name: str) -> None:
+    with pytest.raises(ValueError, match=r"keeps more of a text than keys.* verifiers only"):
+        TextOnlyDrafter(build(name).model)
+
+
+def test_a_state_outlives_many_refusals() -> None:
+    """A drafter that is never right: what was accepted runs again with the next nodes until it is
+    too much, then alone. A state that is a token ahead or behind would show, and so would pages
+    that are lost, or forwards that grow with the answer.
+    """
+    model, inputs, *_ = build("qwen3_5")
+    given = inputs(1, 6)
+    length = given["input_ids"].shape[1]
+    plain = model.generate(**given, max_new_tokens=60, do_sample=False, eos_token_id=None)
+    verifier = TransformersVerifier(model, page_size=4)
+    engine = Engine(verifier, GuessingDrafter(seed=1), chain(2))
+    (request,) = engine.submit(families.prepare(model, given, 60), Decoding(max_length=length + 60))
+    engine.step()
+    sizes: list[int] = []
+    hook = model.lm_head.register_forward_pre_hook(lambda _, args: sizes.append(args[0].shape[1]))
+    while engine.has_work:
+        engine.step()
+        verifier.check_integrity()
+    hook.remove()
+    assert request.output == plain[0, length:].tolist()
+    assert 16 < max(sizes) <= 15 + 3
+    assert verifier.pages_taken == 0

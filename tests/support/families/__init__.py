@@ -6,6 +6,7 @@ repeats one token proves little. No processor is needed: pixels and placeholders
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple, Protocol
 
@@ -19,6 +20,7 @@ from support.families.prompts import EOS, IMAGE, PAD, VOCAB, Inputs
 from support.families.towers import TEXT, VISION, sharpen
 
 __all__ = [
+    "CHAINS_ONLY",
     "EOS",
     "IMAGE",
     "NAMES",
@@ -43,10 +45,12 @@ _SIGHTED = {
     "smolvlm": tiled.smolvlm,
     "idefics3": tiled.idefics3,
     "llama4": tiled.llama4,
+    "mllama": tiled.mllama,
     "qwen2_vl": grids.qwen2_vl,
     "qwen2_5_vl": grids.qwen2_5_vl,
     "qwen3_vl": grids.qwen3_vl,
     "qwen3_vl_moe": grids.qwen3_vl_moe,
+    "qwen3_5": grids.qwen3_5,
     "glm4v": grids.glm4v,
     "mistral3": grids.mistral3,
     "kimi_k25": grids.kimi_k25,
@@ -57,6 +61,7 @@ _SIGHTED = {
 }
 _BLIND = {"llama": texts.llama, "qwen3": texts.qwen3, "deepseek_v3": texts.deepseek_v3}
 SIGHTED = tuple(_SIGHTED)
+CHAINS_ONLY = frozenset({"qwen3_5"})
 NAMES = (*_SIGHTED, *_BLIND)
 
 
@@ -71,11 +76,13 @@ class Family(NamedTuple):
     inputs: what ``generate`` takes, one row; from a seed, a number of words and where the images
         are.
     layouts: where images may be.
+    together: makes a batch of several such inputs.
     """
 
     model: PreTrainedModel
     inputs: MakesInputs
     layouts: tuple[str, ...]
+    together: Callable[[list[Inputs]], Inputs]
 
 
 def build(name: str) -> Family:
@@ -84,7 +91,8 @@ def build(name: str) -> Family:
     model, eyes = (_SIGHTED | _BLIND)[name]()
     model.generation_config = transformers.GenerationConfig(eos_token_id=EOS, pad_token_id=PAD)
     layouts = ("none",) if eyes is None else eyes.layouts
-    return Family(sharpen(model.eval()), partial(prompts.inputs, eyes), layouts)
+    together = partial(prompts.together, by_row=frozenset() if eyes is None else eyes.by_row)
+    return Family(sharpen(model.eval()), partial(prompts.inputs, eyes), layouts, together)
 
 
 def prepare(model: PreTrainedModel, given: Inputs, new_tokens: int) -> Prompt:

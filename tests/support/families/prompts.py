@@ -33,6 +33,7 @@ class Eyes(NamedTuple):
         sizes: how many sizes pictures come in.
         videos: whether they may be videos.
         mixed: whether videos and images may be in one prompt.
+        by_row: which inputs have the row before the image, as one of their dimensions.
     """
 
     tokens: Callable[[Picture], list[int]]
@@ -41,6 +42,7 @@ class Eyes(NamedTuple):
     sizes: int = 1
     videos: bool = False
     mixed: bool = False
+    by_row: frozenset[str] = frozenset()
 
     @property
     def layouts(self) -> tuple[str, ...]:
@@ -101,3 +103,52 @@ def _parts(words: list[int], seed: int, layout: str) -> Iterator[int | Picture]:
 def noise(picture: Picture, *shape: int) -> Tensor:
     """The picture's pixels."""
     return torch.randn(shape, generator=torch.Generator().manual_seed(picture.seed + 1000))
+
+
+_BY_TOKEN = ("input_ids", "mm_token_type_ids", "token_type_ids", "cross_attention_mask")
+
+
+def together(rows: list[Inputs], by_row: frozenset[str] = frozenset()) -> Inputs:
+    """One ragged batch of prompts of one row each, padded on the left.
+
+    What comes by token is padded along; what comes ``by_row`` and image gets empty images; what
+    comes by image only is laid end to end.
+    """
+    longest = max(row["input_ids"].shape[1] for row in rows)
+    mask = torch.zeros(len(rows), longest, dtype=torch.long)
+    for place, row in enumerate(rows):
+        mask[place, longest - row["input_ids"].shape[1] :] = 1
+    batch = {"attention_mask": mask}
+    for name in dict.fromkeys(name for row in rows for name in row):
+        if name in _BY_TOKEN:
+            shape = _largest([row[name] for row in rows if name in row])
+            batch[name] = torch.zeros(len(rows), longest, *shape[2:], dtype=torch.long)
+            for place, row in enumerate(rows):
+                if name in row:
+                    corner = (slice(longest - row[name].shape[1], None), *_corner(row[name])[1:])
+                    batch[name][place][corner] = row[name][0]
+            continue
+        values = [row[name] for row in rows if name in row]
+        by_image = name not in by_row
+        batch[name] = torch.cat(values) if by_image else _stacked(rows, name)
+    return batch
+
+
+def _stacked(rows: list[Inputs], name: str) -> Tensor:
+    """By row; those without are empty."""
+    values = [row.get(name) for row in rows]
+    some = [value for value in values if value is not None]
+    stacked = some[0].new_zeros(len(rows), *_largest(some)[1:])
+    for place, value in enumerate(values):
+        if value is not None:
+            stacked[place][_corner(value)] = value[0]
+    return stacked
+
+
+def _largest(values: list[Tensor]) -> list[int]:
+    return [max(sizes) for sizes in zip(*(value.shape for value in values), strict=True)]
+
+
+def _corner(value: Tensor) -> tuple[slice, ...]:
+    """Where a row lies in a larger one."""
+    return tuple(slice(size) for size in value.shape[1:])

@@ -119,7 +119,7 @@ def smolvlm() -> Built:
         scale_factor=2,
         tie_word_embeddings=False,
     )
-    eyes = Eyes(_split_tiles, _rows_of_tiles, sizes=2)
+    eyes = Eyes(_split_tiles, _rows_of_tiles, sizes=2, by_row=frozenset({"pixel_values"}))
     return transformers.SmolVLMForConditionalGeneration(config), eyes
 
 
@@ -130,7 +130,7 @@ def idefics3() -> Built:
         image_token_id=IMAGE,
         scale_factor=2,
     )
-    eyes = Eyes(_split_tiles, _rows_of_tiles, sizes=2)
+    eyes = Eyes(_split_tiles, _rows_of_tiles, sizes=2, by_row=frozenset({"pixel_values"}))
     return transformers.Idefics3ForConditionalGeneration(config), eyes
 
 
@@ -213,7 +213,8 @@ def mllama() -> Built:
         if name.endswith("gate"):
             torch.nn.init.ones_(parameter)
     redraw(model, "class_embedding", "embedding.weight", "gated_positional_embedding.embedding")
-    return model, Eyes(lambda picture: [IMAGE], pixels, _reach, sizes=2)
+    by_row = frozenset({"pixel_values", "aspect_ratio_ids", "aspect_ratio_mask"})
+    return model, Eyes(lambda picture: [IMAGE], pixels, _reach, sizes=2, by_row=by_row)
 
 
 def _reach(ids: Tensor, pictures: list[Picture]) -> Inputs:
