@@ -28,11 +28,12 @@ _GENERIC = Override()
 _OVERRIDES: Mapping[str, Override] = {
     # Every token of a prompt sees every other: a beginning is nothing of its own.
     "paligemma": Override(shares=False),
-    "llama4": Override(counts_padding=True, cache=Llama4Cache),
     "llama4_text": Override(counts_padding=True, cache=Llama4Cache),
 }
 
 
 def override(config: PretrainedConfig) -> Override:
-    """What a model with this config needs."""
-    return _OVERRIDES.get(config.model_type, _GENERIC)
+    """What a model with this config needs, by its own family or that of its text tower."""
+    text = config.get_text_config(decoder=True)
+    found = _OVERRIDES.get(config.model_type) or _OVERRIDES.get(text.model_type)
+    return found or _GENERIC

@@ -69,8 +69,8 @@ class TransformersVerifier:
 
     Attributes:
         shares: whether prompts to come are compared with what there is. Off where a prompt's tokens
-            all see each other, and worth turning off where there will be one prompt only: naming
-            pixels takes a pass over them.
+            all see each other or layers keep states, and worth turning off where there will be one
+            prompt only: naming pixels takes a pass over them.
 
     Raises:
         ValueError: the model is of a kind that specdec cannot run; the message says which part.
@@ -82,11 +82,10 @@ class TransformersVerifier:
         problems = unsupported(model)
         if problems:
             raise ValueError(f"{type(model).__name__} cannot be a verifier: {'; '.join(problems)}")
-        kinds = Kinds(model.config.get_text_config(decoder=True))
-        self.spec = read_spec(model, chains_only=bool(kinds.recurrent))
+        self.spec = read_spec(model)
         self.model = model
         budget = _free_bytes(model.device) // 4 if kv_cache_bytes is None else kv_cache_bytes
-        special = override(model.config)
+        special, kinds = override(model.config), Kinds(model.config.get_text_config(decoder=True))
         how: dict[str, Any] = {"page_size": page_size, "kv_cache_bytes": budget}
         self._paged = (
             StatefulModel(model, kinds, **how)
@@ -295,7 +294,7 @@ def unsupported(model: PreTrainedModel) -> list[str]:
     return problems
 
 
-def read_spec(model: PreTrainedModel, *, chains_only: bool = False) -> VerifierSpec:
+def read_spec(model: PreTrainedModel) -> VerifierSpec:
     """What drafters have to agree with, read off the model's config."""
     config = model.config
     text = config.get_text_config(decoder=True)
@@ -308,7 +307,7 @@ def read_spec(model: PreTrainedModel, *, chains_only: bool = False) -> VerifierS
         num_layers=text.num_hidden_layers,
         visual_token_ids=frozenset(token for token in visual if token is not None),
         eos_token_ids=frozenset([eos] if isinstance(eos, int) else eos or ()),
-        chains_only=chains_only,
+        chains_only=not RECURRENT.isdisjoint(get_layer_types_and_kwargs(text)[0]),
     )
 
 

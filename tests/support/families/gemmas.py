@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from typing import Any
 
 import torch
@@ -67,6 +68,13 @@ def paligemma() -> Built:
     return transformers.PaliGemmaForConditionalGeneration(config), eyes
 
 
+# Since transformers 5.2x the frames of all videos are one dimension.
+_FLAT_FRAMES = (
+    "num_frames_per_video"
+    in inspect.signature(transformers.Gemma4ForConditionalGeneration.forward).parameters
+)
+
+
 def _positions(height: int, width: int, most: int) -> Tensor:
     """x and y of each patch, -1 for padding."""
     places = [[x, y] for y in range(height) for x in range(width)]
@@ -80,8 +88,10 @@ def _patches(pictures: list[Picture]) -> Inputs:
     pixels = [noise(p._replace(seed=p.seed + place), most, 48) for place, p in enumerate(frames)]
     places = [_positions(*GRIDS[picture.size], most) for picture in frames]
     given = {kind[0]: torch.stack(pixels).sigmoid(), f"{kind[1]}_position_ids": torch.stack(places)}
-    if pictures[0].video:
+    if pictures[0].video and _FLAT_FRAMES:
         given["num_frames_per_video"] = torch.tensor([FRAMES] * len(pictures))
+    elif pictures[0].video:
+        given = {name: value.unflatten(0, (-1, FRAMES)) for name, value in given.items()}
     return given
 
 
