@@ -26,6 +26,7 @@ class VerifierSpec:
         num_layers: layers of its text tower.
         visual_token_ids: placeholder ids that stand for visual tokens in ``input_ids``.
         eos_token_ids: ids that end an answer.
+        chains_only: it keeps a state that cannot branch: trees must be chains.
     """
 
     name: str
@@ -34,6 +35,7 @@ class VerifierSpec:
     num_layers: int
     visual_token_ids: frozenset[int]
     eos_token_ids: frozenset[int]
+    chains_only: bool = False
 
 
 @dataclass(slots=True)

@@ -109,7 +109,7 @@ def test_turns_share_a_cache_that_the_caller_keeps(
 @pytest.mark.parametrize("name", ["llava", "gemma3", "qwen2_5_vl"])
 def test_a_later_turn_brings_another_image(name: str) -> None:
     """What is new alone is given: its text, its pixels."""
-    model, inputs = families.build(name)
+    model, inputs, *_ = families.build(name)
     answers = []
     for fast in (False, True):
         use: Any = generate_fast(model) if fast else model.generate
@@ -172,7 +172,7 @@ def test_prompts_of_embeddings(with_ids: bool) -> None:
 def test_embeddings_that_hold_an_image() -> None:
     """As callers make them who run the vision tower themselves. With ids beside them the drafter
     reads the words."""
-    model, inputs = families.build("llava")
+    model, inputs, *_ = families.build("llava")
     given = inputs(2, 9)
     seen: Any = model.get_submodule("model")
     merged: list[Tensor] = []

@@ -32,13 +32,16 @@ class RowKeys(NamedTuple):
     lead: int
 
 
-def prompt_keys(prompt: Prompt, visual: frozenset[int], page_size: int) -> list[RowKeys]:
+def prompt_keys(
+    prompt: Prompt, visual: frozenset[int], page_size: int, *, by_padding: bool = False
+) -> list[RowKeys]:
     """What each row's pages are known by.
 
     Args:
         prompt: the rows.
         visual: ids of the tokens that stand for pixels.
         page_size: tokens a page.
+        by_padding: whether rows with different padding are different texts.
     """
     rows = [
         row[padding:].tolist()
@@ -46,18 +49,24 @@ def prompt_keys(prompt: Prompt, visual: frozenset[int], page_size: int) -> list[
     ]
     spans = [list(_spans(row, visual)) for row in rows]
     digests = iter(_digests(prompt.model_kwargs, sum(map(len, spans))))
+    roots = [root(padding if by_padding else 0) for padding in prompt.padding]
     return [
-        _row_keys(row, [(span, next(digests)) for span in own], page_size)
-        for row, own in zip(rows, spans, strict=True)
+        _row_keys(first, row, [(span, next(digests)) for span in own], page_size)
+        for first, row, own in zip(roots, rows, spans, strict=True)
     ]
 
 
+def root(padding: int) -> bytes:
+    """What stands before the first page of a row where its padding matters."""
+    return b"" if padding == 0 else padding.to_bytes(8, "little")
+
+
 def _row_keys(
-    tokens: Sequence[int], images: Sequence[tuple[range, bytes]], page_size: int
+    first: bytes, tokens: Sequence[int], images: Sequence[tuple[range, bytes]], page_size: int
 ) -> RowKeys:
     pixels = {place: digest for span, digest in images for place in span}
     lead = -images[-1][0].stop % page_size if images else 0
-    keys = [b""]
+    keys = [first]
     for end in range(page_size - lead, len(tokens) + 1, page_size):
         start = max(end - page_size, 0)
         seen = [pixels[place] for place in range(start, end) if place in pixels]

@@ -19,14 +19,26 @@ from transformers.cache_utils import Cache, get_layer_types_and_kwargs
 
 from specdec.cache import SequenceKV, page_key
 from specdec.interfaces import Prefilled, Prompt, Ready, Verified, VerifierSpec
-from specdec.runtime import NodeBatch, PagedModel, PrefillRow
+from specdec.runtime import Kinds, NodeBatch, PagedModel, PrefillRow, StatefulModel
+from specdec.runtime.hook import RECURRENT
 from specdec.tree import DraftTree
 from specdec.verifiers.key_transfer import read_row, write_columns
-from specdec.verifiers.page_keys import RowKeys, prompt_keys
+from specdec.verifiers.overrides import override
+from specdec.verifiers.page_keys import RowKeys, prompt_keys, root
 
-SUPPORTED_LAYERS = frozenset({"full_attention", "sliding_attention", "chunked_attention"})
-# Models in whose prompts every token sees every other: a beginning is nothing of its own.
-_WHOLE_PROMPT = frozenset({"paligemma"})
+# A dummy keeps nothing: it has no attention, or reads the keys of a layer before it.
+SUPPORTED_LAYERS = RECURRENT | {
+    "full_attention",
+    "sliding_attention",
+    "chunked_attention",
+    "dummy",
+}
+# Where a state takes in several tokens at once as it does one after the other. Elsewhere, as in
+# Jamba, transformers starts from nothing if it is more than one, and nothing says so.
+_GOES_ON = frozenset(
+    {"qwen3_5_text", "qwen3_5_moe_text", "qwen3_next", "lfm2", "olmo_hybrid", "bamba"}
+    | {"granitemoehybrid", "nemotron_h"}
+)
 _VISUAL_ID_NAMES = ("image_token_id", "image_token_index", "video_token_id", "video_token_index")
 
 
@@ -60,8 +72,8 @@ class TransformersVerifier:
 
     Attributes:
         shares: whether prompts to come are compared with what there is. Off where a prompt's tokens
-            all see each other, and worth turning off where there will be one prompt only: naming
-            pixels takes a pass over them.
+            all see each other or layers keep states, and worth turning off where there will be one
+            prompt only: naming pixels takes a pass over them.
 
     Raises:
         ValueError: the model is of a kind that specdec cannot run; the message says which part.
@@ -81,10 +93,21 @@ class TransformersVerifier:
         self.spec = read_spec(model)
         self.model = model
         budget = _free_bytes(model.device) // 4 if kv_cache_bytes is None else kv_cache_bytes
-        self._paged = PagedModel(
-            model, page_size=page_size, kv_cache_bytes=budget, flags_visual=visual_mass
+        special, kinds = override(model.config), Kinds(model.config.get_text_config(decoder=True))
+        how: dict[str, Any] = {"page_size": page_size, "kv_cache_bytes": budget}
+        if kinds and visual_mass:
+            raise ValueError(
+                f"{type(model).__name__} keeps states beside keys; visual mass is given of "
+                "models that keep keys only"
+            )
+        self._paged = (
+            StatefulModel(model, kinds, **how)
+            if kinds
+            else PagedModel(model, cache=special.cache, flags_visual=visual_mass, **how)
         )
-        self.shares = model.config.model_type not in _WHOLE_PROMPT
+        # Pages hold no states, so what begins alike has nothing to share.
+        self.shares = special.shares and not kinds
+        self._counts_padding = special.counts_padding
         self._prefill_seconds = 0.0
 
     @property
@@ -105,7 +128,12 @@ class TransformersVerifier:
         texts = [prompt.input_ids[row, padding[row] :].tolist() for row in chosen]
         keys = [RowKeys([], 0)] * len(padding)
         if self.shares:
-            keys = prompt_keys(prompt, self.spec.visual_token_ids, kv.page_size)
+            keys = prompt_keys(
+                prompt,
+                self.spec.visual_token_ids,
+                kv.page_size,
+                by_padding=self._counts_padding,
+            )
         inputs = self._inputs(prompt)
         last = _last_positions(inputs.get("position_ids"), prompt.input_ids, padding)
         twins = self._twins(texts, [keys[row].pages for row in chosen])
@@ -116,6 +144,8 @@ class TransformersVerifier:
             for i, (row, text) in enumerate(zip(chosen, texts, strict=True)):
                 if twins[i] == i:
                     sequence = self._begin(text, keys[row], room)
+                    if self._counts_padding:
+                        sequence.beside = padding[row]
                     handles[i] = _Handle(sequence, text, last[:, row] + 1 - len(text))
             cached = {i: handle.sequence.committed for i, handle in handles.items()}
             fresh = [i for i, count in cached.items() if count == 0]
@@ -143,6 +173,7 @@ class TransformersVerifier:
             if twin != i:
                 same = handles[twin]
                 handles[i] = _Handle(kv.fork(same.sequence), list(texts[i]), same.offset)
+                handles[i].sequence.beside = same.sequence.beside
                 cached[i] = len(texts[i])
         order = range(len(texts))
         return Prefilled(
@@ -221,6 +252,8 @@ class TransformersVerifier:
     def verify(self, handles: Sequence[_Handle], trees: Sequence[DraftTree]) -> Verified:
         """What lies behind every node, in one forward."""
         for handle, tree in zip(handles, trees, strict=True):
+            if self.spec.chains_only and not tree.topology.is_chain:
+                raise ValueError(f"{self.spec.name} verifies chains only, and got another tree")
             handle.tree = tree
         logits = self._paged.forward(
             [
@@ -239,7 +272,7 @@ class TransformersVerifier:
     def commit(self, handle: _Handle, nodes: Sequence[int]) -> None:
         """Keep the path's keys, drop the other nodes'."""
         kv, sequence = self._paged.kv, handle.sequence
-        kv.commit(sequence, nodes)
+        self._paged.commit(sequence, nodes)
         assert handle.tree is not None
         if handle.text is None:
             return
@@ -250,7 +283,13 @@ class TransformersVerifier:
             page = handle.text[start : start + kv.page_size]
             if not self.spec.visual_token_ids.isdisjoint(page):
                 break  # what its pixels are is not known any more
-            kv.name(sequence, [page_key(sequence.keys[-1] if start else b"", page)])
+            before = sequence.keys[-1] if sequence.keys else self._root(handle)
+            kv.name(sequence, [page_key(before, page)])
+
+    def _root(self, handle: _Handle) -> bytes:
+        padding = handle.sequence.beside if self._counts_padding else 0
+        assert isinstance(padding, int)
+        return root(padding)
 
     def hand_over(self, handles: Sequence[_Handle], padding: Sequence[int], cache: Cache) -> None:
         """Append to ``cache`` what it lacks: one row per handle, with so much padding on its left,
@@ -298,13 +337,15 @@ def unsupported(model: PreTrainedModel) -> list[str]:
         return ["it is an encoder-decoder model"]
     text = model.config.get_text_config(decoder=True)
     problems = []
-    layers = sorted(set(get_layer_types_and_kwargs(text)[0]) - SUPPORTED_LAYERS)
-    if layers:
-        problems.append(f"its text tower has layers of type {', '.join(layers)}")
-    if getattr(text, "kv_lora_rank", None):
-        problems.append("its text tower uses multi-head latent attention")
-    if getattr(text, "cross_attention_layers", None):
-        problems.append("its text tower attends to the image through cross-attention layers")
+    layers = set(get_layer_types_and_kwargs(text)[0])
+    if layers - SUPPORTED_LAYERS:
+        names = ", ".join(sorted(layers - SUPPORTED_LAYERS))
+        problems.append(f"its text tower has layers of type {names}")
+    if layers & RECURRENT and text.model_type not in _GOES_ON:
+        problems.append(
+            f"its text tower has layers of type {', '.join(sorted(layers & RECURRENT))}, which go "
+            f"on from a state over several tokens in {', '.join(sorted(_GOES_ON))} only"
+        )
     return problems
 
 
@@ -321,6 +362,7 @@ def read_spec(model: PreTrainedModel) -> VerifierSpec:
         num_layers=text.num_hidden_layers,
         visual_token_ids=frozenset(token for token in visual if token is not None),
         eos_token_ids=frozenset([eos] if isinstance(eos, int) else eos or ()),
+        chains_only=not RECURRENT.isdisjoint(get_layer_types_and_kwargs(text)[0]),
     )
 
 

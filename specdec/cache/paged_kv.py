@@ -39,6 +39,7 @@ class SequenceKV:
         keys: what its full pages are published under, in order (see ``pages.page_key``); those of
             pages that are not full yet may be there already.
         contiguous: the pages follow one another.
+        beside: what the model keeps of the text besides keys; not looked at here, nor forked.
     """
 
     room: int = 0
@@ -48,6 +49,7 @@ class SequenceKV:
     scratch_depths: list[int] = field(default_factory=list)
     keys: list[bytes] = field(default_factory=list)
     contiguous: bool = True
+    beside: object | None = None
 
     @property
     def length(self) -> int:

@@ -35,7 +35,7 @@ class Engine:
         shape: the largest tree to propose.
 
     Raises:
-        ValueError: the drafter does not fit the verifier.
+        ValueError: the drafter does not fit the verifier, or the shape does not.
     """
 
     def __init__(
@@ -43,6 +43,11 @@ class Engine:
     ) -> None:
         if drafter is not None:
             drafter.check(verifier.spec)
+        if verifier.spec.chains_only and not shape.is_chain:
+            raise ValueError(
+                f"verifier {verifier.spec.name} keeps a state that cannot branch, and the tree of "
+                f"{len(shape)} nodes does: pass tree=k, a chain of k tokens"
+            )
         self.verifier = verifier
         self.drafter = drafter
         self.shape = shape

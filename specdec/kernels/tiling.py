@@ -10,6 +10,23 @@ LEAST_KEYS = 256  # that are worth a program of their own
 MOST_SPLITS = 64
 
 
+# By whether there are more than 32 rows, and by head size: keys, warps, stages.
+_CUTS: dict[bool, dict[int, tuple[tuple[int, int, int], ...]]] = {
+    False: {
+        32: ((32, 4, 3),),
+        64: ((64, 4, 3), (32, 4, 3), (64, 4, 2)),
+        128: ((64, 4, 3),),
+        256: ((32, 4, 2), (32, 4, 3)),
+    },
+    True: {
+        32: ((64, 8, 2),),
+        64: ((32, 8, 3),),
+        128: ((64, 8, 2),),
+        256: ((32, 8, 2),),
+    },
+}
+
+
 class Tiling(NamedTuple):
     """How the kernel is cut up: rows and keys a program, warps, pipeline stages."""
 
@@ -32,23 +49,12 @@ def tilings(head_dim: int, dtype: torch.dtype, rows: int, group: int) -> tuple[T
         group: query heads a key head.
     """
     block_d = block(head_dim)
-    wanted = next_power_of_2(rows * group)
     least = max(16, next_power_of_2(group))
     if dtype == torch.float32:
-        block_m = max(least, min(wanted, 2048 // block_d))
-        return (Tiling(block_m, 32, 8 if block_d > 128 else 4, 2),)
-    block_m = max(least, min(wanted, 64))
-    if block_m > 32:
-        if block_d > 128:
-            return (Tiling(block_m, 32, 8, 2),)
-        if block_d <= 32:
-            return (Tiling(block_m, 64, 8, 2),)
-        return (Tiling(block_m, 64, 8, 2), Tiling(block_m, 32, 8, 3))
-    if block_d <= 32:
-        return (Tiling(block_m, 32, 4, 3),)
-    if block_d > 128:
-        return (Tiling(block_m, 32, 4, 2), Tiling(block_m, 32, 4, 3))
-    return (Tiling(block_m, 64, 4, 3), Tiling(block_m, 32, 4, 3), Tiling(block_m, 64, 4, 2))
+        return (Tiling(least, 32, 8 if block_d > 128 else 4, 2),)
+    block_m = max(least, min(next_power_of_2(rows * group), 64))
+    cuts = _CUTS[min(block_m, 64) > 32][max(block_d, 32)]
+    return tuple(Tiling(block_m, *cut) for cut in cuts)
 
 
 def chunk(head_dim: int, dtype: torch.dtype) -> int:

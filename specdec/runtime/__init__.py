@@ -2,5 +2,7 @@
 
 from specdec.runtime.hook import PrefillRow
 from specdec.runtime.paged_model import NodeBatch, PagedModel
+from specdec.runtime.stateful_model import StatefulModel
+from specdec.runtime.states import Kinds
 
-__all__ = ["NodeBatch", "PagedModel", "PrefillRow"]
+__all__ = ["Kinds", "NodeBatch", "PagedModel", "PrefillRow", "StatefulModel"]

@@ -6,7 +6,8 @@ config names it. What they do depends on the forward that is current in this con
 - none: what ``sdpa`` does, so others may call the model while the name is set;
 - a :class:`Prefill`: the same, and the cache stores the keys of each row's real tokens;
 - a :class:`TreeForward`: the nodes of all requests, packed into one row; each attends to its own
-  request's pages.
+  request's pages;
+- a ``dense.DenseForward``: the same for layers that change their keys after caching them.
 
 What tree nodes see comes from the model's own mask function, evaluated on logical positions, so
 sliding and chunked layers need no code per model: what transformers passes on as the mask of a
@@ -17,7 +18,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextvars import ContextVar
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -31,8 +32,30 @@ from specdec.cache import PagedKV, SequenceKV
 from specdec.kernels import TreeBatch, backend, dense_attention
 
 NAME = "specdec"
-CURRENT: ContextVar[Prefill | TreeForward | None] = ContextVar("specdec_forward", default=None)
+CURRENT: ContextVar[Prefill | OverNodes | None] = ContextVar("specdec_forward", default=None)
+# Layers that keep a state, which every token changes, instead of keys.
+RECURRENT = frozenset({"linear_attention", "conv"})
 _SLIDING = ("sliding_attention", "hybrid_sliding", "chunked_attention")
+
+
+class KeysChanged(ValueError):
+    """A layer attends to other keys or values than those it was handed after caching."""
+
+
+class OverNodes(Protocol):
+    """A forward over tree nodes."""
+
+    @property
+    def cached(self) -> int:
+        """The most tokens that a sequence of this forward has committed."""
+
+    def store(self, layer: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+        """Write the nodes' keys and values, and return what the layer goes on with."""
+
+    def mask(
+        self, mask_function: Callable[..., Tensor], dtype: torch.dtype, device: torch.device
+    ) -> Tensor | None:
+        """What the layers get as their attention mask."""
 
 
 class PrefillRow(NamedTuple):
@@ -57,10 +80,13 @@ class Prefill:
             for row, sequence, start in rows
         ]
 
-    def store(self, layer: int, keys: Tensor, values: Tensor) -> None:
-        """Write the real tokens' keys ``(B, Hkv, T, D)`` and values ``(B, Hkv, T, Dv)``."""
+    def store(self, layer: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+        """Write the real tokens' keys ``(B, Hkv, T, D)`` and values ``(B, Hkv, T, Dv)``; returns
+        both.
+        """
         for row, start, slots in self._rows:
             self._kv.write(layer, slots, keys[row, :, start:], values[row, :, start:])
+        return keys, values
 
 
 class TreeRows(NamedTuple):
@@ -85,9 +111,12 @@ class TreeForward:
 
     def __init__(self, kv: PagedKV, rows: Sequence[TreeRows]) -> None:
         self._kv = kv
+        self.rows = rows
         self._batch = TreeBatch([kv.request(*row) for row in rows], kv.page_size, kv.visual)
-        self._layer_of_key: dict[int, int] = {}
-        self._keys: list[Tensor] = []  # alive until the end of the forward, so that ids stay unique
+        self.unpaged: frozenset[int] = frozenset()  # ids of keys that are in no page
+        self._layers: dict[tuple[int, int], int] = {}  # by the ids of their new keys and values
+        # Alive until the end of the forward, so that ids stay unique.
+        self._new: list[tuple[Tensor, Tensor]] = []
         self.visual_mass: list[Tensor] = []
 
     @property
@@ -95,14 +124,17 @@ class TreeForward:
         """The most tokens that a sequence of this forward has committed."""
         return max(request.committed for request in self._batch.requests)
 
-    def store(self, layer: int, keys: Tensor, values: Tensor) -> None:
-        """Write the nodes' keys ``(1, Hkv, N, D)`` and values ``(1, Hkv, N, Dv)``."""
-        self._layer_of_key[id(keys)] = layer
-        self._keys.append(keys)
+    def store(self, layer: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+        """Write the nodes' keys ``(1, Hkv, N, D)`` and values ``(1, Hkv, N, Dv)``; returns both:
+        attention finds its pages through them.
+        """
+        self._layers[id(keys), id(values)] = layer
+        self._new.append((keys, values))
         self._kv.store(layer, self._batch, keys, values)
+        return keys, values
 
-    def window_starts(
-        self, mask_function: Callable[..., Tensor], device: torch.device
+    def mask(
+        self, mask_function: Callable[..., Tensor], dtype: torch.dtype, device: torch.device
     ) -> Tensor | None:
         """The first logical position that each node may see, int64 ``(1, 1, N, 1)``; ``None`` if
         that is the beginning.
@@ -133,18 +165,18 @@ class TreeForward:
         self,
         query: Tensor,
         key: Tensor,
+        value: Tensor,
         first: Tensor | None,
         scale: float,
         softcap: float | None,
         sinks: Tensor | None,
     ) -> Tensor:
         """Attention of the nodes ``(1, Hq, N, D)`` over their pages; returns ``(1, N, Hq, Dv)``."""
-        layer = self._layer_of_key.get(id(key))
+        layer = self._layers.get((id(key), id(value)))
         if layer is None:
-            raise ValueError(
-                "a text layer changed its keys after caching them, as multi-head latent attention "
-                "does; specdec cannot run this model"
-            )
+            raise KeysChanged("a text layer changed its keys or values after caching them")
+        if first is not None and first.is_floating_point():
+            raise ValueError("a text layer makes a mask of its own; specdec cannot run this model")
         out, mass = backend(query.device).tree_attention(
             query,
             *self._kv.layer(layer),
@@ -173,14 +205,15 @@ def attention(
     """transformers' attention signature: ``(B, H, T, D)`` in, ``(B, T, H, D)`` out."""
     forward = CURRENT.get()
     scale = scaling if scaling is not None else query.shape[-1] ** -0.5
-    if isinstance(forward, TreeForward):
-        return forward.attend(query, key, attention_mask, scale, softcap, s_aux), None
-    if softcap is None and s_aux is None:
+    if isinstance(forward, TreeForward) and id(key) not in forward.unpaged:
+        return forward.attend(query, key, value, attention_mask, scale, softcap, s_aux), None
+    over_nodes = forward is not None and not isinstance(forward, Prefill)
+    if softcap is None and s_aux is None and not over_nodes:
         out, _ = sdpa_attention_forward(
             module, query, key, value, attention_mask, scaling=scaling, **kwargs
         )
         return out, None
-    if attention_mask is None and query.shape[2] > 1:  # what sdpa calls is_causal
+    if attention_mask is None and query.shape[2] > 1 and not over_nodes:  # sdpa's is_causal
         attention_mask = torch.ones(
             query.shape[2], key.shape[2], dtype=torch.bool, device=query.device
         ).tril_(key.shape[2] - query.shape[2])[None, None]
@@ -193,8 +226,8 @@ def attention(
 def mask(*, mask_function: Callable[..., Tensor], **kwargs: Any) -> Tensor | None:
     """transformers' mask signature."""
     forward = CURRENT.get()
-    if isinstance(forward, TreeForward):
-        return forward.window_starts(mask_function, kwargs["device"])
+    if forward is not None and not isinstance(forward, Prefill):
+        return forward.mask(mask_function, kwargs["dtype"], kwargs["device"])
     result: Tensor | None = sdpa_mask(mask_function=mask_function, **kwargs)
     return result
 
@@ -233,22 +266,24 @@ class PagedLayer(CacheLayerMixin):
 class PagedCache(Cache):
     """What a model's forward gets as ``past_key_values``; the keys go to the current forward's
     pages.
+
+    Attributes:
+        keeps_states: some layers keep more of a text than keys of its tokens.
     """
 
     def __init__(self, text_config: PretrainedConfig) -> None:
         types = get_layer_types_and_kwargs(text_config)[0]
+        crossing = getattr(text_config, "cross_attention_layers", None)
+        self.keeps_states = bool(crossing) or not RECURRENT.isdisjoint(types)
         super().__init__(layers=[PagedLayer(layer_type) for layer_type in types])
 
     def update(
         self, key_states: Tensor, value_states: Tensor, layer_idx: int, *args: Any, **kwargs: Any
     ) -> tuple[Tensor, Tensor]:
-        """Store the new keys and hand the same tensors on: attention finds its pages through
-        them.
-        """
+        """Store the new keys; what the layer goes on with is for the forward to say."""
         forward = CURRENT.get()
         assert forward is not None, "a PagedCache was used outside of its own forward"
-        forward.store(layer_idx, key_states, value_states)
-        return key_states, value_states
+        return forward.store(layer_idx, key_states, value_states)
 
 
 def register() -> None:

@@ -9,7 +9,8 @@ from __future__ import annotations
 import inspect
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any, NamedTuple
 from weakref import WeakKeyDictionary
 
@@ -19,6 +20,7 @@ from transformers import PretrainedConfig, PreTrainedModel
 
 from specdec.cache import PagedKV, SequenceKV
 from specdec.runtime import hook
+from specdec.runtime.dense import DenseForward
 from specdec.runtime.hook import PrefillRow
 
 _IMPLEMENTATION = "_attn_implementation_internal"
@@ -51,6 +53,7 @@ class PagedModel:
         model: a decoder-only transformers model, text-only or vision-language.
         page_size: tokens a page.
         kv_cache_bytes: what keys and values may take in all; ``None`` grows as needed.
+        cache: what the model gets as ``past_key_values``.
         flags_visual: keep note of which keys are those of visual tokens, for ``visual_mass``.
 
     Attributes:
@@ -58,8 +61,11 @@ class PagedModel:
             of each node's attention went to visual tokens. Empty if they are not flagged.
 
     Raises:
-        ValueError: the model's attention cannot be replaced through transformers' interfaces.
+        ValueError: the model's attention cannot be replaced through transformers' interfaces, or
+            its layers keep states, which only a :class:`StatefulModel` looks after.
     """
+
+    _keeps_states = False
 
     def __init__(
         self,
@@ -67,13 +73,20 @@ class PagedModel:
         *,
         page_size: int = 16,
         kv_cache_bytes: int | None = None,
+        cache: type[hook.PagedCache] = hook.PagedCache,
         flags_visual: bool = False,
     ) -> None:
         self.model = model
         self.kv = PagedKV(page_size, flags_visual=flags_visual)
         self.visual_mass: list[Tensor] = []
         self._budget = kv_cache_bytes
-        self.cache = hook.PagedCache(model.config.get_text_config(decoder=True))
+        self.cache = cache(model.config.get_text_config(decoder=True))
+        if self.cache.keeps_states and not self._keeps_states:
+            raise ValueError(
+                f"{type(model).__name__} keeps more of a text than keys, by linear attention or "
+                "cross-attention; specdec runs such models as verifiers only"
+            )
+        self._expands = False  # its layers change their keys after caching them
         self.seconds = 0.0  # spent inside the model's own forward
         self._seam = _seam(model)
         self._embedding = model.get_input_embeddings()
@@ -114,25 +127,33 @@ class PagedModel:
         Raises:
             OutOfPages: the page limit is reached; no sequence has changed.
         """
-        grown: list[tuple[SequenceKV, int]] = []
-        try:
-            for nodes in batch:
-                self.kv.extend(nodes.sequence, nodes.depths)
-                grown.append((nodes.sequence, len(nodes.depths)))
+        with self._extended(batch):
             inputs = self._inputs(batch)
             if keep is not None and self._keeps_logits:
                 inputs["logits_to_keep"] = keep
             rows = [
                 hook.TreeRows(nodes.sequence, len(nodes.tokens), nodes.visible) for nodes in batch
             ]
-            forward = hook.TreeForward(self.kv, rows)
-            logits = self._run(forward, inputs)[0]
+            logits = self._over_nodes(rows, inputs)[0]
+        return logits if keep is None or self._keeps_logits else logits[keep]
+
+    def commit(self, sequence: SequenceKV, nodes: Sequence[int]) -> None:
+        """Keep these scratch nodes, a path from the first, and drop the others."""
+        self.kv.commit(sequence, nodes)
+
+    @contextmanager
+    def _extended(self, batch: Sequence[NodeBatch]) -> Iterator[None]:
+        """Add the nodes to their sequences; on an exception within, take them back."""
+        grown: list[tuple[SequenceKV, int]] = []
+        try:
+            for nodes in batch:
+                self.kv.extend(nodes.sequence, nodes.depths)
+                grown.append((nodes.sequence, len(nodes.depths)))
+            yield
         except BaseException:
             for sequence, count in grown:
                 del sequence.scratch_depths[-count:]
             raise
-        self.visual_mass = forward.visual_mass
-        return logits if keep is None or self._keeps_logits else logits[keep]
 
     def _inputs(self, batch: Sequence[NodeBatch]) -> dict[str, Any]:
         tokens = [token for nodes in batch for token in nodes.tokens]
@@ -151,7 +172,18 @@ class PagedModel:
             "position_ids": ids if rows == 1 else ids[:, None],
         }
 
-    def _run(self, forward: hook.Prefill | hook.TreeForward, inputs: Mapping[str, Any]) -> Tensor:
+    def _over_nodes(self, rows: Sequence[hook.TreeRows], inputs: Mapping[str, Any]) -> Tensor:
+        if not self._expands:
+            try:
+                forward = hook.TreeForward(self.kv, rows)
+                logits = self._run(forward, inputs)
+                self.visual_mass = forward.visual_mass
+                return logits
+            except hook.KeysChanged:  # by the first layer; once in the life of a model
+                self._expands = True
+        return self._run(DenseForward(self.kv, rows), inputs)
+
+    def _run(self, forward: hook.Prefill | hook.OverNodes, inputs: Mapping[str, Any]) -> Tensor:
         # Through vars(): a config's own __setattr__ takes longer than all the rest.
         configs = [vars(config) for config in self._seam.text_configs]
         with self._seam.switching:

@@ -6,7 +6,7 @@ import re
 from pathlib import Path
 
 import pytest
-from transformers import BltConfig, DeepseekV3Config, MambaConfig
+from transformers import BltConfig, FalconH1Config, MambaConfig
 
 from specdec.commands import doctor
 from support import families
@@ -61,7 +61,7 @@ def test_drafter_that_does_not_fit(cli: Cli, llava: Path, tmp_path: Path) -> Non
     ("config", "pattern"),
     [
         (MambaConfig(), "linear_attention"),
-        (DeepseekV3Config(), "multi-head latent attention"),
+        (FalconH1Config(), "layers of type hybrid"),
         (BltConfig(), "cannot be made out"),
     ],
 )

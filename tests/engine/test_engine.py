@@ -6,7 +6,6 @@ from collections import Counter
 
 import pytest
 import torch
-from scipy import stats as scipy_stats
 from torch import Tensor
 from transformers import PreTrainedModel
 
@@ -17,6 +16,7 @@ from specdec.stats import AcceptanceStats
 from specdec.tree import Siblings, Topology, chain, static
 from specdec.verifiers import TransformersVerifier
 from support import families
+from support.chi_square import assert_counts_follow
 from support.fake_drafters import GuessingDrafter
 
 
@@ -144,19 +144,6 @@ def test_sampled_answers_follow_the_target(shape: Topology, siblings: Siblings) 
         counts.update(tuple(request.output) for request in requests)
     assert 0.1 < engine.stats.draft_acceptance_rate < 0.9
     assert_counts_follow(counts, expected, trials)
-
-
-def assert_counts_follow(
-    counts: Counter[tuple[int, ...]], expected: dict[tuple[int, ...], float], trials: int
-) -> None:
-    """χ² over the sequences expected at least five times, the others taken together."""
-    likely = [sequence for sequence, mass in expected.items() if mass * trials >= 5]
-    observed = [counts[sequence] for sequence in likely]
-    hoped = [expected[sequence] * trials for sequence in likely]
-    observed.append(trials - sum(observed))
-    hoped.append(trials - sum(hoped))
-    statistic = sum((o - e) ** 2 / e for o, e in zip(observed, hoped, strict=True))
-    assert statistic < scipy_stats.chi2.isf(1e-10, len(hoped) - 1)
 
 
 def test_merged_statistics_are_those_of_the_engine(model: PreTrainedModel) -> None:

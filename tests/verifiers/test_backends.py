@@ -34,7 +34,7 @@ def test_answers_are_those_of_generate(
         return found
 
     monkeypatch.setattr(batch, "prefix_groups", spy)
-    model, inputs = families.build(name)
+    model, inputs, *_ = families.build(name)
     model.to(device)
     asked = [{k: v.to(device) for k, v in inputs(seed, 9).items()} for seed in (0, 1, 0)]
     plain = [

@@ -53,7 +53,7 @@ def test_mass_is_what_transformers_attends_with(
     Two requests with their images at different places: computed, found in the cache, and computed
     again in pages that others had.
     """
-    model, inputs = families.build(name)
+    model, inputs, *_ = families.build(name)
     prompts = [inputs(seed, 9) for seed in (0, 1)]
     if device == "cuda":
         model.to(device)
@@ -92,7 +92,7 @@ def test_mass_is_what_transformers_attends_with(
 
 
 def test_no_mass_unless_asked_for() -> None:
-    model, inputs = families.build("llava")
+    model, inputs, *_ = families.build("llava")
     verifier = TransformersVerifier(model)
     with torch.no_grad():
         handles = verifier.prefill(families.prepare(model, inputs(0, 9), 8), room=40).handles
