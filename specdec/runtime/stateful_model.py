@@ -117,7 +117,9 @@ class StatefulModel(PagedModel):
         count = len(nodes.tokens)
         inputs = self._inputs([nodes])
         for name, value in beside.inputs.items():
-            inputs[name] = value.expand(-1, count, *value.shape[2:])
+            # As for the whole text: transformers takes the nodes' part, 5.17 knows no other way.
+            length = nodes.sequence.committed + count
+            inputs[name] = value.expand(-1, length, *value.shape[2:])
         self._before = beside.layers
         rows = [hook.TreeRows(nodes.sequence, count, nodes.visible)]
         logits = self._over_nodes(rows, inputs)[0]

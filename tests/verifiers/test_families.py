@@ -24,9 +24,9 @@ from support.families.checks import TREES, build, partly_right, shapes
 # The full check takes more than a test run has: 20 prompts of 64 tokens, for every family.
 PROMPTS = int(os.environ.get("SPECDEC_FAMILY_PROMPTS", "20"))
 # Between the two largest logits, relative to the largest. Where a router is nearly undecided as
-# well, rounding picks another expert, and that is no small difference: seen up to 0.11.
+# well, rounding picks another expert, and that is no small difference: seen up to 0.16.
 BF16_GAP = 0.05
-BF16_GAP_OF_EXPERTS = 0.2
+BF16_GAP_OF_EXPERTS = 0.3
 EXPERTS = frozenset({"llama4", "qwen3_vl_moe", "kimi_k25", "deepseek_v3"})
 NEW_TOKENS = int(os.environ.get("SPECDEC_FAMILY_TOKENS", "24"))
 CASES = [(name, tree) for name in families.NAMES for tree in shapes(name)]
