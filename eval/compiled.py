@@ -22,29 +22,36 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 from specdec.eval.record import write
-from specdec.kernels.tiling import Tiling, block, chunk, tilings
+from specdec.kernels import merge, paged_copy
+from specdec.kernels.tiling import MOST_SPLITS, Tiling, block, chunk, tilings
 from specdec.kernels.tree_attention import tree_attention_kernel
 
 ARCHS = (80, 90, 100)
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 HEAD_DIMS = (16, 32, 64, 80, 96, 128, 256)
 GROUP = 4
-_INTS = ("tiles", "rows", "tables", "ancestors", "depths")
+_PARTS = dict.fromkeys(("part_max", "part_sum", "part_mass", "part_out"), "*fp32")
+
+
+class Built(NamedTuple):
+    """What the assembler says. ``shared``: bytes a program; ``registers``: a thread; ``spills``:
+    bytes stored and loaded.
+    """
+
+    cubin_bytes: int
+    shared: int
+    registers: int
+    spills: int
 
 
 class Compiled(NamedTuple):
-    """One cubin. ``shared``: bytes a program; ``registers``: a thread; ``spills``: bytes stored and
-    loaded.
-    """
+    """One cubin of the attention kernel."""
 
     arch: int
     dtype: str
     head_dim: int
     tiling: Tiling
-    cubin_bytes: int
-    shared: int
-    registers: int
-    spills: int
+    built: Built
 
 
 def cases(
@@ -70,11 +77,7 @@ def cases(
 
 
 def compiled(arch: int, dtype: str, head_dim: int, tiling: Tiling) -> Compiled:
-    """Compile the kernel for ``sm_<arch>``.
-
-    Raises:
-        RuntimeError: the assembler said something else than expected.
-    """
+    """The attention kernel for ``sm_<arch>``."""
     constants = {
         "GROUP": GROUP,
         "D": head_dim,
@@ -90,11 +93,47 @@ def compiled(arch: int, dtype: str, head_dim: int, tiling: Tiling) -> Compiled:
         "BLOCK_M": tiling.block_m,
         "BLOCK_K": tiling.block_k,
     }
-    kinds = dict.fromkeys(_INTS, "*i32") | {"visual": "*u8", "first": "*i64"}
-    kinds |= dict.fromkeys(("query", "keys", "values"), f"*{dtype}")
-    kinds |= dict.fromkeys(("part_max", "part_sum", "part_mass", "part_out"), "*fp32")
-    kinds |= {"scale": "fp32", "softcap": "fp32"} | dict.fromkeys(constants, "constexpr")
-    kernel: Any = tree_attention_kernel  # triton's types say nothing of this
+    kinds = dict.fromkeys(("tiles", "rows", "tables", "ancestors", "depths"), "*i32")
+    kinds |= {"visual": "*u8", "first": "*i64", "scale": "fp32", "softcap": "fp32"}
+    kinds |= dict.fromkeys(("query", "keys", "values"), f"*{dtype}") | _PARTS
+    built = build(tree_attention_kernel, arch, constants, kinds, *tiling[2:])
+    return Compiled(arch, dtype, head_dim, tiling, built)
+
+
+def others(arch: int, dtype: str, head_dim: int) -> dict[str, Built]:
+    """The small kernels for ``sm_<arch>``."""
+    pointer = f"*{dtype}"
+    merging = {"DV": head_dim, "BLOCK_DV": block(head_dim), "HAS_SINKS": True, "HAS_VISUAL": True}
+    merging |= {"MOST_PARTS": 2 * MOST_SPLITS, "BLOCK": merge.BLOCK}
+    storing = {"D": head_dim, "DV": head_dim, "BLOCK_D": block(head_dim)}
+    moving = {"WORD": triton.language.int64, "BLOCK": paged_copy.BLOCK}
+    stored = dict.fromkeys(("new_keys", "new_values", "keys", "values"), pointer)
+    return {
+        "merge": build(
+            merge.merge_kernel,
+            arch,
+            merging,
+            {**_PARTS, "sinks": pointer, "out": pointer, "mass": "*fp32"},
+        ),
+        "store": build(paged_copy.store_kernel, arch, storing, {**stored, "slots": "*i64"}),
+        "move": build(paged_copy.move_kernel, arch, moving, {"table": "*i64", "rows": "*i64"}),
+    }
+
+
+def build(
+    kernel: Any,  # triton's types say nothing of a kernel's parameters
+    arch: int,
+    constants: dict[str, Any],
+    kinds: dict[str, str],
+    num_warps: int = 4,
+    num_stages: int = 3,
+) -> Built:
+    """Compile a kernel; parameters of no kind are int32.
+
+    Raises:
+        RuntimeError: the assembler said something else than expected.
+    """
+    kinds = {**kinds, **dict.fromkeys(constants, "constexpr")}
     signature = {name: kinds.get(name, "i32") for name in kernel.arg_names}
     # What triton finds out at a launch: pointers and strides are multiples of 16.
     aligned = {
@@ -102,26 +141,18 @@ def compiled(arch: int, dtype: str, head_dim: int, tiling: Tiling) -> Compiled:
         for place, (name, kind) in enumerate(signature.items())
         if kind.startswith("*") or name.endswith(("_row", "_head"))
     }
-    built: Any = triton.compile(
+    made: Any = triton.compile(
         ASTSource(kernel, signature, constants, aligned),
         target=GPUTarget("cuda", arch, 32),
-        options={"num_warps": tiling.num_warps, "num_stages": tiling.num_stages},
+        options={"num_warps": num_warps, "num_stages": num_stages},
     )
-    said = _assembler(built.asm["ptx"], arch)
+    said = _assembler(made.asm["ptx"], arch)
     spilled = re.search(r"(\d+) bytes spill stores, (\d+) bytes spill loads", said)
     registers = re.search(r"Used (\d+) registers", said)
     if spilled is None or registers is None:
         raise RuntimeError(f"ptxas said: {said}")
-    return Compiled(
-        arch,
-        dtype,
-        head_dim,
-        tiling,
-        len(built.asm["cubin"]),
-        built.metadata.shared,
-        int(registers[1]),
-        int(spilled[1]) + int(spilled[2]),
-    )
+    spills = int(spilled[1]) + int(spilled[2])
+    return Built(len(made.asm["cubin"]), made.metadata.shared, int(registers[1]), spills)
 
 
 def _assembler(ptx: str, arch: int) -> str:
@@ -163,15 +194,26 @@ def main(
             str(case.head_dim),
             f"{m} × {k}",
             f"{warps}, {stages}",
-            f"{case.shared / 1024:.0f} KiB",
-            str(case.registers),
-            str(case.spills),
+            f"{case.built.shared / 1024:.0f} KiB",
+            str(case.built.registers),
+            str(case.built.spills),
         )
     Console().print(table)
+    small = {f"sm_{arch}": others(arch, "bf16", max(head_dims)) for arch in archs}
+    for name, kernels in small.items():
+        said = (f"{kernel} {built.registers} registers" for kernel, built in kernels.items())
+        Console().print(f"{name}: {', '.join(said)}")
+    every = [case.built for case in found] + [b for each in small.values() for b in each.values()]
+    spilled = sum(built.spills > 0 for built in every)
+    Console().print(f"{len(every)} cubins, {spilled} with spills")
     if out is not None:
-        rows = [case._asdict() | {"tiling": case.tiling._asdict()} for case in found]
-        write(out, {"triton": triton.__version__, "cubins": rows})
-    raise typer.Exit(any(case.spills for case in found))
+        rows = [
+            case._asdict() | {"tiling": case.tiling._asdict(), "built": case.built._asdict()}
+            for case in found
+        ]
+        rest = {name: {k: b._asdict() for k, b in each.items()} for name, each in small.items()}
+        write(out, {"triton": triton.__version__, "cubins": rows, "others": rest})
+    raise typer.Exit(spilled > 0)
 
 
 if __name__ == "__main__":

@@ -26,6 +26,7 @@ def merge_kernel(
     DV: tl.constexpr,
     BLOCK_DV: tl.constexpr,
     HAS_SINKS: tl.constexpr,
+    HAS_VISUAL: tl.constexpr,
     MOST_PARTS: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
@@ -54,7 +55,8 @@ def merge_kernel(
         there = maxima > -float("inf")
         weights = tl.where(there, tl.exp2(maxima - top), 0.0)
         total += tl.sum(weights * tl.load(part_sum + place, mask=there, other=0.0), 0)
-        seen += tl.sum(weights * tl.load(part_mass + place, mask=there, other=0.0), 0)
+        if HAS_VISUAL:
+            seen += tl.sum(weights * tl.load(part_mass + place, mask=there, other=0.0), 0)
         outs = tl.load(
             part_out + place[:, None] * DV + at[None, :],
             mask=there[:, None] & (at < DV)[None, :],
@@ -62,10 +64,13 @@ def merge_kernel(
         )
         result += tl.sum(outs * weights[:, None], 0)
     tl.store(out + target * DV + at, (result / total).to(out.dtype.element_ty), mask=at < DV)
-    tl.store(mass + target, seen / total)
+    if HAS_VISUAL:
+        tl.store(mass + target, seen / total)
 
 
-def merge(part_state: Tensor, part_out: Tensor, out: Tensor, sinks: Tensor | None) -> Tensor:
+def merge(
+    part_state: Tensor, part_out: Tensor, out: Tensor, sinks: Tensor | None, *, visual: bool
+) -> Tensor | None:
     """Write the merged result to ``out (N, Hq, Dv)``.
 
     Args:
@@ -75,9 +80,10 @@ def merge(part_state: Tensor, part_out: Tensor, out: Tensor, sinks: Tensor | Non
         part_out: float32 ``(parts, N, Hq, Dv)``: sums of values so weighted.
         out: where to.
         sinks: ``(Hq,)``.
+        visual: the parts have a visual share.
 
     Returns:
-        The visual mass, float32 ``(N, Hq)``.
+        The visual mass, float32 ``(N, Hq)``, if there is one.
     """
     _, parts, nodes, heads = part_state.shape
     mass = part_state.new_empty((nodes, heads))
@@ -92,7 +98,8 @@ def merge(part_state: Tensor, part_out: Tensor, out: Tensor, sinks: Tensor | Non
         DV=out.shape[2],
         BLOCK_DV=triton.next_power_of_2(out.shape[2]),
         HAS_SINKS=sinks is not None,
+        HAS_VISUAL=visual,
         MOST_PARTS=triton.next_power_of_2(parts),
         BLOCK=BLOCK,
     )
-    return mass
+    return mass if visual else None

@@ -385,8 +385,8 @@ def tree_attention(
     else:
         _tuned(choices)[grid](**arguments)
     out = query.new_empty((nodes, heads, value_dim))
-    mass = merge(state, part_out, out, sinks)
-    return Attended(out.transpose(0, 1)[None], mass if has_visual else None)
+    mass = merge(state, part_out, out, sinks, visual=has_visual)
+    return Attended(out.transpose(0, 1)[None], mass)
 
 
 def _check(
