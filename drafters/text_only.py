@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from itertools import accumulate
 
 import torch
 from torch import Tensor
@@ -146,11 +145,7 @@ class TextOnlyDrafter:
                 batch.append(nodes)
         if not batch:
             return
-        ends = accumulate(len(nodes.tokens) for nodes in batch)
-        logits = self._paged.forward(batch, keep=torch.tensor([end - 1 for end in ends]))
-        for nodes in batch:
-            self._paged.kv.commit(nodes.sequence, range(len(nodes.tokens)))
-        self._choose([(growing, 0) for growing in live], logits)
+        self._choose([(growing, 0) for growing in live], self._paged.append(batch))
 
     def _next_level(self, live: Sequence[_Growing], depth: int) -> None:
         batch, parents = [], []

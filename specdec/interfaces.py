@@ -171,6 +171,9 @@ class Verifier(Protocol):
         Their keys are scratch until :meth:`commit`, which must follow for each of them.
         """
 
+    def append(self, handle: Any, tokens: Sequence[int]) -> None:
+        """Compute and keep the keys of these next tokens of a request, however many they are."""
+
     def commit(self, handle: Any, nodes: Sequence[int]) -> None:
         """Keep these nodes of the last tree, a path from the root, and drop the others."""
 

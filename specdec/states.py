@@ -18,7 +18,6 @@ from transformers.cache_utils import Cache
 from specdec.arguments import Prepared
 from specdec.engine import Request
 from specdec.interfaces import Ready
-from specdec.tree import DraftTree, chain
 from specdec.verifiers import TransformersVerifier
 from specdec.verifiers.key_transfer import transferable
 
@@ -81,9 +80,8 @@ def give_keys(
     for request in requests:
         missing = longest - len(request.output)
         if missing:
-            tokens = (request.output[-1], *[prepared.pad_token] * (missing - 1))
-            verifier.verify([request.handle], [DraftTree(chain(missing - 1), tokens)])
-            verifier.commit(request.handle, range(missing))
+            tokens = [request.output[-1], *[prepared.pad_token] * (missing - 1)]
+            verifier.append(request.handle, tokens)
     verifier.hand_over(
         [request.handle for request in requests],
         prepared.cache_padding,

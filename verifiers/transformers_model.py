@@ -9,7 +9,6 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import accumulate
 from typing import Any
 
 import torch
@@ -216,11 +215,7 @@ class TransformersVerifier:
             assert handle.text is not None
             rest = handle.text[handle.sequence.committed :]
             batch.append(NodeBatch(handle.sequence, rest, range(len(rest)), None, handle.offset))
-        ends = accumulate(len(nodes.tokens) for nodes in batch)
-        logits = self._paged.forward(batch, keep=torch.tensor([end - 1 for end in ends]))
-        for nodes in batch:
-            self._paged.kv.commit(nodes.sequence, range(len(nodes.tokens)))
-        return logits
+        return self._paged.append(batch)
 
     def _inputs(self, prompt: Prompt) -> dict[str, Any]:
         kwargs = dict(prompt.model_kwargs) | {
@@ -269,14 +264,24 @@ class TransformersVerifier:
         )
         return Verified(logits, self._paged.visual_mass)
 
+    def append(self, handle: _Handle, tokens: Sequence[int]) -> None:
+        """Compute and keep the keys of these next tokens of the text."""
+        nodes = NodeBatch(handle.sequence, tokens, range(len(tokens)), None, handle.offset)
+        self._paged.append([nodes])
+        self._publish(handle, tokens)
+
     def commit(self, handle: _Handle, nodes: Sequence[int]) -> None:
         """Keep the path's keys, drop the other nodes'."""
-        kv, sequence = self._paged.kv, handle.sequence
-        self._paged.commit(sequence, nodes)
+        self._paged.commit(handle.sequence, nodes)
         assert handle.tree is not None
+        self._publish(handle, [handle.tree.tokens[node] for node in nodes])
+
+    def _publish(self, handle: _Handle, tokens: Sequence[int]) -> None:
+        """The text has these tokens more: let others find the pages that they fill."""
+        kv, sequence = self._paged.kv, handle.sequence
         if handle.text is None:
             return
-        handle.text += [handle.tree.tokens[node] for node in nodes]
+        handle.text += tokens
         while self.shares and len(sequence.keys) < sequence.full_pages(kv.page_size):
             # The first page is the prompt's unless it has no image, and then there is no lead.
             start = len(sequence.keys) * kv.page_size - sequence.lead

@@ -11,6 +11,7 @@ import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from itertools import accumulate
 from typing import Any, NamedTuple
 from weakref import WeakKeyDictionary
 
@@ -24,6 +25,7 @@ from specdec.runtime.dense import DenseForward
 from specdec.runtime.hook import PrefillRow
 
 _IMPLEMENTATION = "_attn_implementation_internal"
+PIECE = 256  # tokens of a text that are run at once
 
 
 class NodeBatch(NamedTuple):
@@ -136,6 +138,31 @@ class PagedModel:
             ]
             logits = self._over_nodes(rows, inputs)[0]
         return logits if keep is None or self._keeps_logits else logits[keep]
+
+    def append(self, texts: Sequence[NodeBatch]) -> Tensor:
+        """Run and commit what comes next in some texts, each a chain behind what is committed.
+
+        Long ones are run piece by piece: a tree has its limits, a text has none.
+
+        Returns:
+            logits ``(len(texts), V)`` behind each text's last token.
+
+        Raises:
+            OutOfPages: the page limit is reached; some of it may have been committed.
+        """
+        logits: dict[int, Tensor] = {}
+        for start in range(0, max(len(text.tokens) for text in texts), PIECE):
+            pieces = {}
+            for index, text in enumerate(texts):
+                tokens = text.tokens[start : start + PIECE]
+                if tokens:
+                    pieces[index] = text._replace(tokens=tokens, depths=range(len(tokens)))
+            ends = accumulate(len(piece.tokens) for piece in pieces.values())
+            keep = torch.tensor([end - 1 for end in ends])
+            logits |= zip(pieces, self.forward(list(pieces.values()), keep=keep), strict=True)
+            for piece in pieces.values():
+                self.commit(piece.sequence, range(len(piece.tokens)))
+        return torch.stack([logits[index] for index in range(len(texts))])
 
     def commit(self, sequence: SequenceKV, nodes: Sequence[int]) -> None:
         """Keep these scratch nodes, a path from the first, and drop the others."""

@@ -14,7 +14,7 @@ from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel
 
 from specdec.cache import OutOfPages
-from specdec.runtime import NodeBatch, PagedModel, PrefillRow, hook
+from specdec.runtime import NodeBatch, PagedModel, PrefillRow, hook, paged_model
 from specdec.runtime.paged_model import text_attention_configs
 from specdec.tree import chain, random_topology
 from support import families
@@ -137,6 +137,26 @@ def test_keep_selects_rows() -> None:
     every = paged.forward([nodes])
     paged.kv.rollback(sequence)
     torch.testing.assert_close(paged.forward([nodes], keep=torch.tensor([3, 1])), every[[3, 1]])
+
+
+def test_long_texts_are_appended_piece_by_piece(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A piece that does not see the one before it, or logits of the wrong one: three texts, of
+    one, two and three pieces."""
+    monkeypatch.setattr(paged_model, "PIECE", 4)
+    model = families.causal_lm(0, layers=2)
+    prompts = [torch.randint(2, 140, (1, length)) for length in (5, 3, 7)]
+    paged = PagedModel(model, page_size=4)
+    texts = []
+    for prompt, length in zip(prompts, (4, 11, 7), strict=True):
+        sequence = paged.kv.add()
+        paged.prefill({"input_ids": prompt}, [PrefillRow(0, sequence, 0)])
+        tokens = torch.randint(2, 140, (length,)).tolist()
+        texts.append(NodeBatch(sequence, tokens, range(length)))
+    logits = paged.append(texts)
+    for prompt, text, row in zip(prompts, texts, logits, strict=True):
+        assert text.sequence.committed == prompt.shape[1] + len(text.tokens)
+        expected = plain_logits(model, prompt, list(text.tokens))
+        torch.testing.assert_close(row, expected, atol=1e-4, rtol=1e-4)
 
 
 @pytest.mark.parametrize("name", families.NAMES)
