@@ -13,7 +13,7 @@ import torch
 from transformers import DynamicCache, PreTrainedModel
 
 from specdec.stats import AcceptanceStats
-from specdec.verifiers.transformers_model import read_spec
+from specdec.verifiers.spec import read_spec
 
 
 @torch.no_grad()

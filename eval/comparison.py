@@ -27,7 +27,7 @@ from specdec.eval.timing import (
     ratio,
 )
 from specdec.stats import AcceptanceStats
-from specdec.verifiers.transformers_model import read_spec
+from specdec.verifiers.spec import read_spec
 
 WARM_UP = 4  # questions
 

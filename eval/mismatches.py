@@ -26,7 +26,7 @@ from transformers import PreTrainedModel
 from specdec.eval import suite
 from specdec.eval.record import machine, write
 from specdec.eval.suite import Question
-from specdec.verifiers.transformers_model import read_spec
+from specdec.verifiers.spec import read_spec
 
 
 @dataclass

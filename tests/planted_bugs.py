@@ -150,14 +150,14 @@ BUGS = (
     ),
     Bug(
         "flags of a page's former owner stay",
-        "specdec/cache/paged_kv.py",
-        "self.visual.view(-1, self.page_size)[pages] = 0",
+        "specdec/cache/pools.py",
+        "self.visual.view(-1, self._page_size)[pages] = 0",
         "pass",
         "tests/verifiers/test_visual_mass.py",
     ),
     Bug(
         "flags are not copied with a page",
-        "specdec/cache/paged_kv.py",
+        "specdec/cache/pools.py",
         "return rows if self.visual is None else [*rows, self.visual.view(-1, 1, 1)]",
         "return rows",
         "tests/verifiers/test_visual_mass.py",

@@ -22,7 +22,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 from transformers import LogitsProcessor, LogitsProcessorList, PreTrainedModel
 
-from specdec.verifiers.transformers_model import read_spec
+from specdec.verifiers.spec import read_spec
 
 HELD_OUT_SHARE = 10  # of a user's own prompts, one in ten is kept for measuring
 TEMPERATURES = (0.0, 1.0, 0.0, 0.7)  # of successive batches

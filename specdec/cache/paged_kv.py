@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 
 from specdec.cache.pages import PageAllocator
+from specdec.cache.pools import Pools
 from specdec.kernels import TreeBatch, TreeRequest, backend
 
 
@@ -72,15 +73,6 @@ class PageView:
     lead: int
 
 
-class _Pool:
-    """Rows ``(slots, Hkv, D)`` and ``(slots, Hkv, Dv)``, and views of them in attention's order."""
-
-    def __init__(self, keys: Tensor, values: Tensor) -> None:
-        self.keys = keys
-        self.values = values
-        self.headed = keys.transpose(0, 1)[None], values.transpose(0, 1)[None]
-
-
 class PagedKV:
     """Pools of keys and values, one pair per layer, allocated when a layer first writes.
 
@@ -88,9 +80,6 @@ class PagedKV:
         page_size: tokens a page.
         limit: most pages; ``None`` grows without bound.
         flags_visual: keep note of which keys are those of visual tokens.
-
-    Attributes:
-        visual: those notes, uint8 ``(slots,)``; ``None`` before the first key, or if none are kept.
     """
 
     def __init__(
@@ -99,17 +88,22 @@ class PagedKV:
         if page_size < 1:
             raise ValueError(f"page_size must be at least 1, got {page_size}")
         self.page_size = page_size
-        self.flags_visual = flags_visual
-        self.visual: Tensor | None = None
         self.allocator = PageAllocator(limit)
-        self._pools: dict[int, _Pool] = {}
+        self._pools = Pools(page_size, flags_visual=flags_visual)
         self._sequences: dict[int, SequenceKV] = {}
         self._views: dict[int, PageView] = {}
 
     @property
     def bytes_per_page(self) -> int:
         """What a page takes in all layers that have been written."""
-        return self.page_size * sum(rows.stride(0) * rows.itemsize for rows in self._rows())
+        return self.page_size * self._pools.bytes_per_slot
+
+    @property
+    def visual(self) -> Tensor | None:
+        """Which slots hold keys of visual tokens, uint8 ``(slots,)``; ``None`` before the first
+        key, or if no note of it is kept.
+        """
+        return self._pools.visual
 
     def add(self, room: int = 0, keys: Sequence[bytes] = (), lead: int = 0) -> SequenceKV:
         """A new sequence that is expected to hold ``room`` tokens.
@@ -178,7 +172,7 @@ class PagedKV:
             fresh = self._allocate(max(missing, 0) + copied, last, room)
             if copied:
                 old, sequence.pages[first] = sequence.pages[first], fresh.pop(0)
-                self._copy_rows(old, sequence.pages[first], used)
+                self._pools.copy(old, sequence.pages[first], used)
                 self.allocator.free([old])
             sequence.pages += fresh
             _note_contiguity(sequence)
@@ -193,10 +187,9 @@ class PagedKV:
         moves = [(node, index) for index, node in enumerate(nodes) if node != index]
         if moves:
             assert all(one < other for one, other in pairwise(moves)), "a path goes down the tree"
-            pools = self._rows()
             source = [self._slot(sequence, sequence.committed + node) for node, _ in moves]
             target = [self._slot(sequence, sequence.committed + index) for _, index in moves]
-            backend(pools[0].device).move(pools, source, target)
+            self._pools.move(source, target)
         before = sequence.full_pages(self.page_size)
         sequence.committed += len(nodes)
         self.rollback(sequence)
@@ -242,35 +235,25 @@ class PagedKV:
 
     def write(self, layer: int, slots: slice | Tensor, keys: Tensor, values: Tensor) -> None:
         """Store a layer's ``keys (1, Hkv, n, D)`` and ``values (1, Hkv, n, Dv)`` in these slots."""
-        headed_keys, headed_values = self._pool(layer, keys, values).headed
+        headed_keys, headed_values = self._pools.of(layer, keys, values)
         headed_keys[:, :, slots] = keys
         headed_values[:, :, slots] = values
 
     def store(self, layer: int, batch: TreeBatch, keys: Tensor, values: Tensor) -> None:
         """Store a layer's ``keys (1, Hkv, N, D)`` and ``values (1, Hkv, N, Dv)`` of the nodes."""
-        pool = self._pool(layer, keys, values)
-        backend(keys.device).store(*pool.headed, batch, keys, values)
+        pools = self._pools.of(layer, keys, values)
+        backend(keys.device).store(*pools, batch, keys, values)
 
     def flag_visual(self, sequence: SequenceKV, positions: Sequence[int]) -> None:
         """Note that the keys at these logical positions, written before, are visual tokens'."""
         if self.visual is not None and positions:
             self.visual[self._index(sequence, torch.tensor(positions))] = 1
 
-    def _pool(self, layer: int, keys: Tensor, values: Tensor) -> _Pool:
-        pool = self._pools.get(layer)
-        if pool is None:
-            pool = _Pool(self._grown(None, keys), self._grown(None, values))
-            self._pools[layer] = pool
-            if self.flags_visual and self.visual is None:
-                slots = self.allocator.num_pages * self.page_size
-                self.visual = torch.zeros(slots, dtype=torch.uint8, device=keys.device)
-        return pool
-
     def layer(self, layer: int) -> tuple[Tensor, Tensor]:
         """Views ``(1, Hkv, slots, D)`` and ``(1, Hkv, slots, Dv)`` of a layer that has been
         written.
         """
-        return self._pools[layer].headed
+        return self._pools.layer(layer)
 
     def check_integrity(self) -> None:
         """Assert that references are owners, that no page is both free and owned, and that every
@@ -302,37 +285,10 @@ class PagedKV:
 
     def _allocate(self, count: int, after: int | None, room: int) -> list[int]:
         """Take pages, and have every pool hold every page that exists."""
-        before = self.allocator.num_pages
         pages = self.allocator.allocate(count, after=after, room=room)
-        if self.allocator.num_pages > before:
-            for layer, old in self._pools.items():
-                pools = zip((old.keys, old.values), old.headed, strict=True)
-                self._pools[layer] = _Pool(*(self._grown(pool, like) for pool, like in pools))
-            if self.visual is not None:
-                new = (self.allocator.num_pages - before) * self.page_size
-                self.visual = torch.cat([self.visual, self.visual.new_zeros(new)])
-        if self.visual is not None:
-            self.visual.view(-1, self.page_size)[pages] = 0
+        self._pools.hold(self.allocator.num_pages)
+        self._pools.clear(pages)
         return pages
-
-    def _grown(self, pool: Tensor | None, like: Tensor) -> Tensor:
-        """Rows of ``like (1, H, n, D)`` for every page that exists, with the old pool's."""
-        slots = self.allocator.num_pages * self.page_size
-        grown = like.new_empty((slots, like.shape[1], like.shape[3]))
-        if pool is not None:
-            grown[: pool.shape[0]] = pool
-        return grown
-
-    def _copy_rows(self, source: int, target: int, count: int) -> None:
-        """Copy the first rows of one page to another, in every layer."""
-        old, new = source * self.page_size, target * self.page_size
-        for rows in self._rows():
-            rows[new : new + count] = rows[old : old + count]
-
-    def _rows(self) -> list[Tensor]:
-        """Everything that is kept per slot, ``(slots, H, D)`` each."""
-        rows = [rows for pool in self._pools.values() for rows in (pool.keys, pool.values)]
-        return rows if self.visual is None else [*rows, self.visual.view(-1, 1, 1)]
 
     def _slot(self, sequence: SequenceKV, position: int) -> int:
         page, offset = divmod(sequence.lead + position, self.page_size)

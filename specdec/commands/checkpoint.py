@@ -139,7 +139,7 @@ def skeleton(checkpoint: Checkpoint) -> PreTrainedModel:
 def problems(model: PreTrainedModel) -> list[str]:
     """Why specdec cannot run this model, with or without weights; empty if it can."""
     from specdec.runtime.paged_model import text_attention_configs
-    from specdec.verifiers.transformers_model import unsupported
+    from specdec.verifiers.spec import unsupported
 
     try:
         found = unsupported(model)

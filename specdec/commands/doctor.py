@@ -106,7 +106,7 @@ def model_findings(checkpoint: Checkpoint, model: PreTrainedModel) -> list[Findi
     from transformers.cache_utils import get_layer_types_and_kwargs
 
     from specdec.commands.checkpoint import load_processor, problems, weight_problems
-    from specdec.verifiers.transformers_model import read_spec
+    from specdec.verifiers.spec import read_spec
 
     found = [Finding("class", type(model).__name__)]
     if hindrances := problems(model):
@@ -131,7 +131,7 @@ def model_findings(checkpoint: Checkpoint, model: PreTrainedModel) -> list[Findi
 
 def _report_model(console: Console, name: str, drafter: str | None) -> list[Finding]:
     from specdec.commands import checkpoint as checkpoints
-    from specdec.verifiers.transformers_model import read_spec
+    from specdec.verifiers.spec import read_spec
 
     checkpoints.quieten()
     folder, default = checkpoints.locate(name)

@@ -123,7 +123,7 @@ def _load(name: str, drafter: str | None, dtype: Precision, *, with_images: bool
     from specdec.commands import checkpoint as checkpoints
     from specdec.commands.drafting import pick_drafter
     from specdec.drafters import TextOnlyDrafter
-    from specdec.verifiers.transformers_model import read_spec
+    from specdec.verifiers.spec import read_spec
 
     checkpoints.quieten()
     folder, default = checkpoints.locate(name)

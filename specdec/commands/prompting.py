@@ -39,7 +39,7 @@ def answer_room(model: PreTrainedModel, inputs: dict[str, Tensor], wanted: int) 
     Raises:
         UserError: there is no prompt, or no room behind it.
     """
-    from specdec.verifiers.transformers_model import read_spec
+    from specdec.verifiers.spec import read_spec
 
     ids = inputs["input_ids"][0].tolist()
     if not ids:

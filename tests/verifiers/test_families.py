@@ -15,7 +15,7 @@ from specdec.drafters import TextOnlyDrafter
 from specdec.engine import Decoding, Engine
 from specdec.tree import DraftTree, chain, static
 from specdec.verifiers import TransformersVerifier
-from specdec.verifiers.transformers_model import unsupported
+from specdec.verifiers.spec import unsupported
 from support import families
 from support.fake_drafters import GuessingDrafter
 from support.families import checks

@@ -1,0 +1,108 @@
+"""The tensors behind the pages: a pool of rows for the keys and one for the values of each layer.
+
+Knows nothing of sequences; which pages are whose is for others to know.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from specdec.kernels import backend
+
+
+class _Pool(NamedTuple):
+    """Rows ``(slots, Hkv, D)`` and ``(slots, Hkv, Dv)``, and views of them in attention's order,
+    ``(1, Hkv, slots, D)`` and ``(1, Hkv, slots, Dv)``.
+    """
+
+    keys: Tensor
+    values: Tensor
+    headed: tuple[Tensor, Tensor]
+
+
+class Pools:
+    """Pools of every layer that has been written, all with the same pages.
+
+    Args:
+        page_size: slots a page.
+        flags_visual: keep note of which slots hold keys of visual tokens.
+
+    Attributes:
+        visual: those notes, uint8 ``(slots,)``; ``None`` before the first key, or if none are kept.
+    """
+
+    def __init__(self, page_size: int, *, flags_visual: bool) -> None:
+        self.visual: Tensor | None = None
+        self._page_size = page_size
+        self._flags_visual = flags_visual
+        self._slots = 0
+        self._layers: dict[int, _Pool] = {}
+
+    @property
+    def bytes_per_slot(self) -> int:
+        """What a slot takes in all layers."""
+        return sum(rows.stride(0) * rows.itemsize for rows in self._rows())
+
+    def of(self, layer: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+        """Views of a layer's pools, made for the likes of ``keys (1, Hkv, n, D)`` and ``values (1,
+        Hkv, n, Dv)`` if there are none yet.
+        """
+        pool = self._layers.get(layer)
+        if pool is None:
+            pool = self._layers[layer] = self._pool(
+                _rows_like(keys, self._slots), _rows_like(values, self._slots)
+            )
+            if self._flags_visual and self.visual is None:
+                self.visual = torch.zeros(self._slots, dtype=torch.uint8, device=keys.device)
+        return pool.headed
+
+    def layer(self, layer: int) -> tuple[Tensor, Tensor]:
+        """Views of a layer's pools."""
+        return self._layers[layer].headed
+
+    def hold(self, pages: int) -> None:
+        """Have room for that many pages; what the pools hold stays in its place."""
+        before, self._slots = self._slots, pages * self._page_size
+        if self._slots == before:
+            return
+        for layer, old in self._layers.items():
+            grown = [_rows_like(like, self._slots) for like in old.headed]
+            for new, rows in zip(grown, (old.keys, old.values), strict=True):
+                new[:before] = rows
+            self._layers[layer] = self._pool(*grown)
+        if self.visual is not None:
+            more = self.visual.new_zeros(self._slots - before)
+            self.visual = torch.cat([self.visual, more])
+
+    def clear(self, pages: Sequence[int]) -> None:
+        """Forget what is noted of these pages' slots."""
+        if self.visual is not None:
+            self.visual.view(-1, self._page_size)[pages] = 0
+
+    def copy(self, source: int, target: int, count: int) -> None:
+        """Copy the first slots of one page to another, in every layer."""
+        old, new = source * self._page_size, target * self._page_size
+        for rows in self._rows():
+            rows[new : new + count] = rows[old : old + count]
+
+    def move(self, source: Sequence[int], target: Sequence[int]) -> None:
+        """Copy slots to others, in every layer; see :func:`specdec.kernels.reference.move`."""
+        rows = self._rows()
+        backend(rows[0].device).move(rows, source, target)
+
+    def _rows(self) -> list[Tensor]:
+        """Everything that is kept per slot, ``(slots, H, D)`` each."""
+        rows = [rows for pool in self._layers.values() for rows in (pool.keys, pool.values)]
+        return rows if self.visual is None else [*rows, self.visual.view(-1, 1, 1)]
+
+    def _pool(self, keys: Tensor, values: Tensor) -> _Pool:
+        return _Pool(keys, values, (keys.transpose(0, 1)[None], values.transpose(0, 1)[None]))
+
+
+def _rows_like(like: Tensor, slots: int) -> Tensor:
+    """Unwritten rows ``(slots, H, D)`` for the likes of ``(1, H, n, D)``."""
+    return like.new_empty((slots, like.shape[1], like.shape[3]))
