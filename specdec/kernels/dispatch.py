@@ -6,6 +6,7 @@ import importlib.util
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
+from functools import cache
 from typing import Literal, Protocol
 
 import torch
@@ -58,6 +59,7 @@ def backend(device: torch.device) -> Backend:
     return triton_backend
 
 
+@cache
 def has_triton() -> bool:
     """Whether triton can be imported."""
     return importlib.util.find_spec("triton") is not None
