@@ -85,7 +85,7 @@ def test_sampled_answers_follow_the_target(name: str) -> None:
     counts = Counter[tuple[int, ...]]()
     for _ in range(rounds):
         requests = engine.submit(
-            prompt, Decoding(length + LENGTH, num_rows=rows, do_sample=True, processor=processor)
+            prompt, Decoding(length + LENGTH, do_sample=True, processor=processor)
         )
         while engine.has_work:
             engine.step()
