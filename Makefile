@@ -54,8 +54,9 @@ train-demo: $(DEV_STAMP)
 			--minutes 3 --answers 1024 --steps 320 --hidden 64 --intermediate 192 \
 			$$([ -e runs/assets/drafter/work/plan.json ] && echo --resume)
 
+# A process a core, each with one thread: the tests are many small things.
 test: $(DEV_STAMP)
-	@$(BIN)/pytest -m "not gpu" $(ARGS)
+	@OMP_NUM_THREADS=1 $(BIN)/pytest -n auto --dist loadfile -m "not gpu" $(ARGS)
 
 test-min:
 	@$(MAKE) --no-print-directory test VENV=$(MIN_VENV) CONSTRAINTS=constraints-min.txt

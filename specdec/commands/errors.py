@@ -10,4 +10,4 @@ class UserError(Exception):
 def reason(error: BaseException) -> str:
     """Somebody else's error message on one line, cut where it rambles, for use inside of ours."""
     text = " ".join(str(error).split()) or type(error).__name__
-    return text if len(text) <= 240 else text[:237] + "..."
+    return text if len(text) <= 480 else text[:477] + "..."
