@@ -23,7 +23,7 @@ from torch import Tensor
 
 from specdec.cache.pages import PageAllocator
 from specdec.cache.pools import Pools
-from specdec.kernels import TreeBatch, TreeRequest, backend
+from specdec.kernels import TreeRequest
 
 
 @dataclass(slots=True, eq=False)
@@ -235,14 +235,15 @@ class PagedKV:
 
     def write(self, layer: int, slots: slice | Tensor, keys: Tensor, values: Tensor) -> None:
         """Store a layer's ``keys (1, Hkv, n, D)`` and ``values (1, Hkv, n, Dv)`` in these slots."""
-        headed_keys, headed_values = self._pools.of(layer, keys, values)
+        headed_keys, headed_values = self.pools(layer, keys, values)
         headed_keys[:, :, slots] = keys
         headed_values[:, :, slots] = values
 
-    def store(self, layer: int, batch: TreeBatch, keys: Tensor, values: Tensor) -> None:
-        """Store a layer's ``keys (1, Hkv, N, D)`` and ``values (1, Hkv, N, Dv)`` of the nodes."""
-        pools = self._pools.of(layer, keys, values)
-        backend(keys.device).store(*pools, batch, keys, values)
+    def pools(self, layer: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+        """Views ``(1, Hkv, slots, D)`` and ``(1, Hkv, slots, Dv)`` of a layer's pools, made for the
+        likes of these keys and values if there are none yet.
+        """
+        return self._pools.of(layer, keys, values)
 
     def flag_visual(self, sequence: SequenceKV, positions: Sequence[int]) -> None:
         """Note that the keys at these logical positions, written before, are visual tokens'."""

@@ -1,7 +1,15 @@
 """Attention over paged keys and values, and copies within them. Knows tensors only."""
 
 from specdec.kernels.batch import TreeBatch, TreeRequest
-from specdec.kernels.dispatch import backend, forced
+from specdec.kernels.dispatch import Backend, backend, forced
 from specdec.kernels.reference import Attended, dense_attention
 
-__all__ = ["Attended", "TreeBatch", "TreeRequest", "backend", "dense_attention", "forced"]
+__all__ = [
+    "Attended",
+    "Backend",
+    "TreeBatch",
+    "TreeRequest",
+    "backend",
+    "dense_attention",
+    "forced",
+]

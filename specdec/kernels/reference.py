@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from specdec.kernels.batch import TreeBatch
+from specdec.kernels.batch import Segment, TreeBatch
 
 
 class Attended(NamedTuple):
@@ -128,34 +128,51 @@ def tree_attention(
         sinks: ``(Hq,)``, logits that take weight and give nothing.
     """
     mask = batch.mask(first, query.dtype, query.device)
-    out, mass = [], []
-    alone = len(batch.segments) == 1
-    for start, stop, pages, lead, length in batch.segments:
-        if start == stop:
-            continue
-        if isinstance(pages, slice):
-            key, value = keys[:, :, pages], values[:, :, pages]
-        else:
-            key, value = (
-                _gather(pool, pages, batch.page_size)[:, :, lead : lead + length]
-                for pool in (keys, values)
-            )
-        rows = query if alone else query[:, :, start:stop]
-        own = None if mask is None else mask[None, None, start:stop, :length]
-        if batch.visual is None:
-            out.append(
-                dense_attention(rows, key, value, own, scale=scale, softcap=softcap, sinks=sinks)
-            )
-            continue
-        weights = _weights(rows, key, own, scale, softcap, sinks)
-        out.append(_weighted(weights, value))
-        if isinstance(pages, slice):
-            flags = batch.visual[pages]
-        else:
-            flags = _flags(batch, pages)[lead : lead + length]
-        mass.append((weights @ flags.float())[0].flatten(0, 1).T)
-    joined = out[0] if alone else torch.cat(out, dim=2)
-    return Attended(joined, torch.cat(mass) if mass else None)
+    options = (scale, softcap, sinks)
+    if len(batch.segments) == 1:  # worth its own lines: it runs once a layer
+        own = None if mask is None else mask[None, None]
+        return _attend(query, keys, values, batch, batch.segments[0], own, *options)
+    parts = []
+    for segment in batch.segments:
+        rows = slice(segment.start, segment.stop)
+        if segment.start < segment.stop:
+            own = None if mask is None else mask[None, None, rows, : segment.length]
+            parts.append(_attend(query[:, :, rows], keys, values, batch, segment, own, *options))
+    out = torch.cat([part.out for part in parts], dim=2)
+    mass = [part.visual_mass for part in parts if part.visual_mass is not None]
+    return Attended(out, torch.cat(mass) if mass else None)
+
+
+def _attend(
+    query: Tensor,
+    keys: Tensor,
+    values: Tensor,
+    batch: TreeBatch,
+    segment: Segment,
+    mask: Tensor | None,
+    scale: float,
+    softcap: float | None,
+    sinks: Tensor | None,
+) -> Attended:
+    """One request's rows ``query (1, Hq, n, D)`` under its mask ``(1, 1, n, length)``."""
+    _, _, pages, lead, length = segment
+    if isinstance(pages, slice):
+        key, value = keys[:, :, pages], values[:, :, pages]
+    else:
+        kept = slice(lead, lead + length)
+        key = _gather(keys, pages, batch.page_size)[:, :, kept]
+        value = _gather(values, pages, batch.page_size)[:, :, kept]
+    if batch.visual is None:
+        out = dense_attention(query, key, value, mask, scale=scale, softcap=softcap, sinks=sinks)
+        return Attended(out, None)
+    if isinstance(pages, slice):
+        flags = batch.visual[pages]
+    else:
+        paged: Tensor = batch.visual.unflatten(0, (-1, batch.page_size))
+        flags = paged[pages.to(paged.device)].flatten()[kept]
+    weights = _weights(query, key, mask, scale, softcap, sinks)
+    mass = (weights @ flags.float())[0].flatten(0, 1).T
+    return Attended(_weighted(weights, value), mass)
 
 
 def _gather(pool: Tensor, pages: Tensor, page_size: int) -> Tensor:
@@ -165,12 +182,6 @@ def _gather(pool: Tensor, pages: Tensor, page_size: int) -> Tensor:
     paged: Tensor = pool[0].transpose(0, 1).unflatten(0, (-1, page_size))
     rows: Tensor = paged.index_select(0, pages.to(pool.device)).flatten(0, 1)
     return rows.transpose(0, 1)[None]
-
-
-def _flags(batch: TreeBatch, pages: Tensor) -> Tensor:
-    assert batch.visual is not None
-    paged: Tensor = batch.visual.unflatten(0, (-1, batch.page_size))
-    return paged[pages.to(paged.device)].flatten()
 
 
 def store(

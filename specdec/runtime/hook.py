@@ -29,7 +29,7 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import causal_mask_function, sdpa_mask
 
 from specdec.cache import PagedKV, SequenceKV
-from specdec.kernels import TreeBatch, backend, dense_attention
+from specdec.kernels import Backend, TreeBatch, backend, dense_attention
 
 NAME = "specdec"
 CURRENT: ContextVar[Prefill | OverNodes | None] = ContextVar("specdec_forward", default=None)
@@ -114,10 +114,12 @@ class TreeForward:
         self.rows = rows
         self._batch = TreeBatch([kv.request(*row) for row in rows], kv.page_size, kv.visual)
         self.unpaged: frozenset[int] = frozenset()  # ids of keys that are in no page
-        self._layers: dict[tuple[int, int], int] = {}  # by the ids of their new keys and values
+        # Every layer's pools, by the ids of its new keys and values.
+        self._pools: dict[tuple[int, int], tuple[Tensor, Tensor]] = {}
         # Alive until the end of the forward, so that ids stay unique.
         self._new: list[tuple[Tensor, Tensor]] = []
         self.visual_mass: list[Tensor] = []
+        self._backend: Backend | None = None  # known with the first keys
 
     @property
     def cached(self) -> int:
@@ -128,9 +130,12 @@ class TreeForward:
         """Write the nodes' keys ``(1, Hkv, N, D)`` and values ``(1, Hkv, N, Dv)``; returns both:
         attention finds its pages through them.
         """
-        self._layers[id(keys), id(values)] = layer
+        pools = self._kv.pools(layer, keys, values)
+        self._pools[id(keys), id(values)] = pools
         self._new.append((keys, values))
-        self._kv.store(layer, self._batch, keys, values)
+        if self._backend is None:
+            self._backend = backend(keys.device)
+        self._backend.store(*pools, self._batch, keys, values)
         return keys, values
 
     def mask(
@@ -172,14 +177,14 @@ class TreeForward:
         sinks: Tensor | None,
     ) -> Tensor:
         """Attention of the nodes ``(1, Hq, N, D)`` over their pages; returns ``(1, N, Hq, Dv)``."""
-        layer = self._layers.get((id(key), id(value)))
-        if layer is None:
+        pools = self._pools.get((id(key), id(value)))
+        if pools is None or self._backend is None:
             raise KeysChanged("a text layer changed its keys or values after caching them")
         if first is not None and first.is_floating_point():
             raise ValueError("a text layer makes a mask of its own; specdec cannot run this model")
-        out, mass = backend(query.device).tree_attention(
+        out, mass = self._backend.tree_attention(
             query,
-            *self._kv.layer(layer),
+            *pools,
             self._batch,
             scale=scale,
             first=first,
