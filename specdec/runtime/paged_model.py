@@ -208,6 +208,11 @@ class PagedModel:
                 return logits
             except hook.KeysChanged:  # by the first layer; once in the life of a model
                 self._expands = True
+        if self.kv.visual is not None:
+            raise ValueError(
+                f"{type(self.model).__name__} changes its keys after caching them, as multi-head "
+                "latent attention does; specdec gives no visual mass of such models"
+            )
         return self._run(DenseForward(self.kv, rows), inputs)
 
     def _run(self, forward: hook.Prefill | hook.OverNodes, inputs: Mapping[str, Any]) -> Tensor:

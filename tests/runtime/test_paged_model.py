@@ -139,6 +139,24 @@ def test_keep_selects_rows() -> None:
     torch.testing.assert_close(paged.forward([nodes], keep=torch.tensor([3, 1])), every[[3, 1]])
 
 
+def test_a_mask_that_is_no_window_is_refused() -> None:
+    """Taken for a window it would let a node see what the model hides from it."""
+    paged, sequence = prefilled(families.causal_lm(0), torch.randint(2, 140, (1, 7)))
+    paged.kv.extend(sequence, [0, 1])
+    forward = hook.TreeForward(paged.kv, [hook.TreeRows(sequence, 2, None)])
+
+    def window(b: Any, h: Any, q: Tensor, k: Tensor) -> Tensor:
+        return (k <= q) & (k > q - 4)
+
+    first = forward.mask(window, torch.float32, torch.device("cpu"))
+    assert first is not None
+    assert first.flatten().tolist() == [4, 5]
+    with pytest.raises(RuntimeError, match="no window"):
+        forward.mask(
+            lambda b, h, q, k: window(b, h, q, k) & (k != 5), torch.float32, torch.device("cpu")
+        )
+
+
 def test_long_texts_are_appended_piece_by_piece(monkeypatch: pytest.MonkeyPatch) -> None:
     """A piece that does not see the one before it, or logits of the wrong one: three texts, of
     one, two and three pieces."""

@@ -91,6 +91,18 @@ def test_mass_is_what_transformers_attends_with(
     assert max(float(layer.max()) for layer in mass) > 0.1
 
 
+def test_models_that_have_none_to_give_say_so() -> None:
+    """An empty answer would be taken for a model that does not look at its image."""
+    with pytest.raises(ValueError, match="visual mass"):
+        TransformersVerifier(families.build("mllama").model, visual_mass=True)
+    model, inputs, *_ = families.build("kimi_k25")
+    verifier = TransformersVerifier(model, visual_mass=True)
+    with torch.no_grad():
+        handles = verifier.prefill(families.prepare(model, inputs(0, 9), 8), room=40).handles
+        with pytest.raises(ValueError, match="no visual mass"):
+            verifier.verify(handles, [DraftTree(chain(0), (5,))])
+
+
 def test_no_mass_unless_asked_for() -> None:
     model, inputs, *_ = families.build("llava")
     verifier = TransformersVerifier(model)
