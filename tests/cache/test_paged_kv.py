@@ -95,6 +95,23 @@ def test_pages_that_are_not_contiguous_are_gathered_in_order() -> None:
     assert read(kv, second, 0)[0] == [100, 100, 101, 101, 102, 102, 103, 103]
 
 
+def test_flags_go_where_their_keys_go() -> None:
+    """Notes of visual tokens that stay behind when a shared page is copied."""
+    kv = PagedKV(4, flags_visual=True)
+    sequence = kv.add()
+    kv.extend(sequence, range(3))
+    rows = torch.ones(1, 1, 3, 2)
+    kv.write(0, kv.slots(sequence, 0, 3), rows, rows)
+    kv.commit(sequence, range(3))
+    kv.flag_visual(sequence, [1, 2])
+    twin = kv.fork(sequence)
+    kv.extend(twin, [0])
+    assert twin.pages != sequence.pages
+    assert kv.visual is not None
+    for each in (sequence, twin):
+        assert kv.visual[kv.slots(each, 0, 3)].tolist() == [0, 1, 1]
+
+
 def test_a_full_cache_leaves_the_sequence_as_it_was() -> None:
     kv = PagedKV(4, limit=2)
     sequence = kv.add()

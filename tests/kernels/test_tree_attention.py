@@ -136,9 +136,9 @@ def test_a_chain_needs_no_mask_of_its_own(device: str) -> None:
     ("change", "message"),
     [
         ({"keys": torch.zeros(1, 3, 8, 16)}, "do not fit"),
-        ({"query": torch.zeros(1, 4, 11, 16, dtype=torch.float16)}, "query is torch.float16"),
+        ({"query": torch.zeros(1, 4, 18, 16, dtype=torch.float16)}, "query is torch.float16"),
         ({"query": torch.zeros(1, 4, 2, 16)}, "nodes"),
-        ({"query": torch.zeros(1, 4, 16, 11).transpose(2, 3)}, "contiguous"),
+        ({"query": torch.zeros(1, 4, 16, 18).transpose(2, 3)}, "contiguous"),
     ],
     ids=["heads", "dtype", "rows", "strides"],
 )

@@ -28,7 +28,7 @@ class Shape(NamedTuple):
     lead: int = 0
 
 
-RAGGED = (Shape(10, 3), Shape(6, 2, before=3, lead=3), Shape(0, 1), Shape(9, 0), Shape(4, 5))
+RAGGED = (Shape(10, 3), Shape(6, 2, before=3, lead=3), Shape(0, 1), Shape(9, 0), Shape(4, 12))
 
 
 class Case(NamedTuple):
