@@ -92,6 +92,7 @@ class TransformersVerifier:
         # Pages hold no states, so what begins alike has nothing to share.
         self.shares = special.shares and not kinds
         self._counts_padding = special.counts_padding
+        self._visual_mass = visual_mass
         self._prefill_seconds = 0.0
 
     @property
@@ -168,6 +169,11 @@ class TransformersVerifier:
 
     def _take_over(self, ready: Ready, room: int, rows: Sequence[int] | None) -> Prefilled:
         """Copy the keys of these rows into pages."""
+        if self._visual_mass:
+            raise ValueError(
+                "visual_mass=True does not go with past_key_values or inputs_embeds: a cache does "
+                "not say which of its tokens are visual"
+            )
         kv = self._paged.kv
         handles: list[_Handle] = []
         chosen = range(len(ready.padding)) if rows is None else rows

@@ -7,7 +7,9 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from transformers import DynamicCache
 
+import specdec
 from specdec.kernels import forced
 from specdec.kernels.dispatch import BackendName
 from specdec.tree import DraftTree, chain, static
@@ -103,6 +105,18 @@ def test_models_that_have_none_to_give_say_so() -> None:
         handles = verifier.prefill(families.prepare(model, inputs(0, 9), 8), room=40).handles
         with pytest.raises(ValueError, match="no visual mass"):
             verifier.verify(handles, [DraftTree(chain(0), (5,))])
+
+
+def test_a_cache_that_is_handed_in_is_refused() -> None:
+    """Its visual tokens would count as text, and the mass would be 0."""
+    model, inputs, *_ = families.build("llava")
+    verifier = TransformersVerifier(model, visual_mass=True)
+    cache = DynamicCache(config=model.config)
+    options = {"past_key_values": cache, "max_new_tokens": 3, "do_sample": False}
+    said = model.generate(**inputs(0, 9), **options)
+    with pytest.raises(ValueError, match="visual_mass=True does not go with past_key_values"):
+        specdec.generate(model, input_ids=said, drafter="ngram", verifier=verifier, **options)
+    assert verifier.pages_taken == 0
 
 
 def test_no_mass_unless_asked_for() -> None:
