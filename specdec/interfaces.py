@@ -141,10 +141,13 @@ class Verified(NamedTuple):
         logits: ``(N, V)``.
         visual_mass: per attention layer, float32 ``(N, Hq)``: how much of each node's attention
             went to visual tokens. Empty unless the verifier was asked for it.
+        hidden: ``(N, H)`` in the model's dtype: the last hidden state behind each node, which the
+            output embeddings turned into its logits. ``None`` unless the verifier was asked for it.
     """
 
     logits: Tensor
     visual_mass: Sequence[Tensor]
+    hidden: Tensor | None = None
 
 
 class Verifier(Protocol):
@@ -157,6 +160,10 @@ class Verifier(Protocol):
     @property
     def model_seconds(self) -> float:
         """Seconds spent so far inside the model's forward over trees; prefill is not counted."""
+
+    @property
+    def gives(self) -> frozenset[str]:
+        """What :meth:`verify` was asked to give beside logits: "hidden", "visual_mass"."""
 
     def prefill(self, prompt: Prompt, room: int, rows: Sequence[int] | None = None) -> Prefilled:
         """Run the prompts; ``room`` is the number of tokens that a row is expected to grow to, and

@@ -162,6 +162,14 @@ BUGS = (
         "return rows",
         "tests/cache",
     ),
+    # Hidden states.
+    Bug(
+        "the hidden states of tokens that were run again",
+        "specdec/runtime/stateful_model.py",
+        "self.hidden[-len(wanted.tokens) :]",
+        "self.hidden[: len(wanted.tokens)]",
+        "tests/verifiers/test_hidden.py",
+    ),
     # The cache.
     Bug(
         "accepted rows stay where they were",

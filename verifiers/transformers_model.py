@@ -53,8 +53,11 @@ class TransformersVerifier:
             free now.
         visual_mass: have :meth:`verify` say how much of each node's attention went to visual
             tokens. It costs a little time, on a CPU more.
+        hidden: have :meth:`verify` give the last hidden state behind each node.
 
     Attributes:
+        gives: what :meth:`verify` gives beside logits: those of "visual_mass" and "hidden" that
+            were asked for.
         shares: whether prompts to come are compared with what there is. Off where a prompt's tokens
             all see each other or layers keep states, and worth turning off where there will be one
             prompt only: naming pixels takes a pass over them.
@@ -70,6 +73,7 @@ class TransformersVerifier:
         page_size: int = 16,
         kv_cache_bytes: int | None = None,
         visual_mass: bool = False,
+        hidden: bool = False,
     ) -> None:
         problems = unsupported(model)
         if problems:
@@ -78,7 +82,11 @@ class TransformersVerifier:
         self.model = model
         budget = _free_bytes(model.device) // 4 if kv_cache_bytes is None else kv_cache_bytes
         special, kinds = override(model.config), Kinds(model.config.get_text_config(decoder=True))
-        how: dict[str, Any] = {"page_size": page_size, "kv_cache_bytes": budget}
+        how: dict[str, Any] = {
+            "page_size": page_size,
+            "kv_cache_bytes": budget,
+            "keeps_hidden": hidden,
+        }
         if kinds and visual_mass:
             raise ValueError(
                 f"{type(model).__name__} keeps states beside keys; visual mass is given of "
@@ -92,7 +100,8 @@ class TransformersVerifier:
         # Pages hold no states, so what begins alike has nothing to share.
         self.shares = special.shares and not kinds
         self._counts_padding = special.counts_padding
-        self._visual_mass = visual_mass
+        asked = {"visual_mass": visual_mass, "hidden": hidden}
+        self.gives = frozenset(name for name, wanted in asked.items() if wanted)
         self._prefill_seconds = 0.0
 
     @property
@@ -169,7 +178,7 @@ class TransformersVerifier:
 
     def _take_over(self, ready: Ready, room: int, rows: Sequence[int] | None) -> Prefilled:
         """Copy the keys of these rows into pages."""
-        if self._visual_mass:
+        if "visual_mass" in self.gives:
             raise ValueError(
                 "visual_mass=True does not go with past_key_values or inputs_embeds: a cache does "
                 "not say which of its tokens are visual"
@@ -253,7 +262,7 @@ class TransformersVerifier:
                 for handle, tree in zip(handles, trees, strict=True)
             ]
         )
-        return Verified(logits, self._paged.visual_mass)
+        return Verified(logits, self._paged.visual_mass, self._paged.hidden)
 
     def append(self, handle: _Handle, tokens: Sequence[int]) -> None:
         """Compute and keep the keys of these next tokens of the text."""

@@ -10,7 +10,7 @@ import inspect
 import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from itertools import accumulate
 from typing import Any, NamedTuple
 from weakref import WeakKeyDictionary
@@ -23,6 +23,7 @@ from specdec.cache import PagedKV, SequenceKV
 from specdec.runtime import hook
 from specdec.runtime.dense import DenseForward
 from specdec.runtime.hook import PrefillRow
+from specdec.runtime.last_hidden import LastHidden
 
 _IMPLEMENTATION = "_attn_implementation_internal"
 PIECE = 256  # tokens of a text that are run at once
@@ -57,14 +58,18 @@ class PagedModel:
         kv_cache_bytes: what keys and values may take in all; ``None`` grows as needed.
         cache: what the model gets as ``past_key_values``.
         flags_visual: keep note of which keys are those of visual tokens, for ``visual_mass``.
+        keeps_hidden: keep what the output embeddings read, for ``hidden``.
 
     Attributes:
         visual_mass: of the last :meth:`forward`, per attention layer, float32 ``(N, Hq)``: how much
             of each node's attention went to visual tokens. Empty if they are not flagged.
+        hidden: of the last :meth:`forward` that gave the logits of all rows, ``(N, H)``: what the
+            output embeddings made them of. ``None`` if it is not kept.
 
     Raises:
         ValueError: the model's attention cannot be replaced through transformers' interfaces, or
-            its layers keep states, which only a :class:`StatefulModel` looks after.
+            its layers keep states, which only a :class:`StatefulModel` looks after, or hidden
+            states are to be kept of a model without output embeddings.
     """
 
     _keeps_states = False
@@ -77,10 +82,13 @@ class PagedModel:
         kv_cache_bytes: int | None = None,
         cache: type[hook.PagedCache] = hook.PagedCache,
         flags_visual: bool = False,
+        keeps_hidden: bool = False,
     ) -> None:
         self.model = model
         self.kv = PagedKV(page_size, flags_visual=flags_visual)
         self.visual_mass: list[Tensor] = []
+        self.hidden: Tensor | None = None
+        self._head = LastHidden(model) if keeps_hidden else None
         self._budget = kv_cache_bytes
         self.cache = cache(model.config.get_text_config(decoder=True))
         if self.cache.keeps_states and not self._keeps_states:
@@ -225,9 +233,10 @@ class PagedModel:
                 for config in configs:
                     config[_IMPLEMENTATION] = hook.NAME
                 began = time.perf_counter()
-                out = self.model(
-                    **inputs, past_key_values=self.cache, use_cache=True, return_dict=True
-                )
+                with nullcontext() if self._head is None else self._head.watched():
+                    out = self.model(
+                        **inputs, past_key_values=self.cache, use_cache=True, return_dict=True
+                    )
                 self.seconds += time.perf_counter() - began
             finally:
                 for config, name in zip(configs, before, strict=True):
@@ -235,6 +244,8 @@ class PagedModel:
                 hook.CURRENT.reset(token)
         self.set_limit()
         logits: Tensor = out.logits
+        if self._head is not None and not isinstance(forward, hook.Prefill):
+            self.hidden = self._head.take(logits)
         return logits
 
     def set_limit(self) -> None:

@@ -32,6 +32,7 @@ class StatefulModel(PagedModel):
         kinds: which of its layers keep states.
         page_size: tokens a page.
         kv_cache_bytes: what keys and values may take; states are not counted.
+        keeps_hidden: as for :class:`PagedModel`.
     """
 
     _keeps_states = True
@@ -43,9 +44,14 @@ class StatefulModel(PagedModel):
         *,
         page_size: int = 16,
         kv_cache_bytes: int | None = None,
+        keeps_hidden: bool = False,
     ) -> None:
         super().__init__(
-            model, page_size=page_size, kv_cache_bytes=kv_cache_bytes, cache=StatefulCache
+            model,
+            page_size=page_size,
+            kv_cache_bytes=kv_cache_bytes,
+            cache=StatefulCache,
+            keeps_hidden=keeps_hidden,
         )
         self._kinds = kinds
         # Of the current forward: the states it starts from, and those it writes.
@@ -76,14 +82,18 @@ class StatefulModel(PagedModel):
             if len(beside.behind) >= _BEHIND:
                 self._catch_up(nodes.sequence, nodes.offset)
         whole = [_with_behind(nodes) for nodes in batch]
+        logits, hidden = list[Tensor](), list[Tensor]()
         with self._extended(whole):
-            logits = [self._alone(nodes) for nodes in whole]
+            for nodes, wanted in zip(whole, batch, strict=True):
+                logits.append(self._alone(nodes)[-len(wanted.tokens) :])
+                if self.hidden is not None:
+                    hidden.append(self.hidden[-len(wanted.tokens) :])
         for nodes in batch:
             _beside(nodes.sequence).nodes = list(nodes.tokens)
-        wanted = torch.cat(
-            [part[-len(nodes.tokens) :] for part, nodes in zip(logits, batch, strict=True)]
-        )
-        return wanted if keep is None else wanted[keep]
+        if hidden:
+            self.hidden = torch.cat(hidden)
+        every = torch.cat(logits)
+        return every if keep is None else every[keep]
 
     def commit(self, sequence: SequenceKV, nodes: Sequence[int]) -> None:
         """Keep these nodes. If a recurrent state has seen others as well, it goes back."""
