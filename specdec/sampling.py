@@ -59,6 +59,23 @@ def residual(p: Tensor, q: Tensor) -> Tensor:
     return owed / mass if mass > 0 else p.to(torch.float64)
 
 
+def total_variation(p: Tensor, q: Tensor) -> Tensor:
+    """Half of ``|p - q|`` summed: the largest difference in what they give any set of tokens.
+
+    Args:
+        p: ``(..., V)``, normalised, any float dtype.
+        q: ``(..., W)``, likewise; tokens that one of the two lacks count as 0.
+
+    Returns:
+        float64 ``(...)`` in [0, 1].
+    """
+    shared = min(p.shape[-1], q.shape[-1])
+    apart = p[..., :shared].double().sub_(q[..., :shared]).abs_().sum(-1)
+    for longer in (p, q):
+        apart = apart + longer[..., shared:].sum(-1, dtype=torch.float64)
+    return (apart / 2).clamp(0, 1)
+
+
 def sample_children(
     q: Tensor, k: int, mode: Siblings, generator: Generator | None = None
 ) -> Tensor:

@@ -11,7 +11,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.stats import binom
 
-from specdec.sampling import children_from_uniforms, draw, normalised, residual, sample_children
+from specdec.sampling import (
+    children_from_uniforms,
+    draw,
+    normalised,
+    residual,
+    sample_children,
+    total_variation,
+)
 from specdec.tree import Siblings
 
 ALMOST_ONE = 1 - 2.0**-53
@@ -171,3 +178,18 @@ def test_unknown_modes_are_refused() -> None:
 def test_a_drafter_that_yields_nan_is_named_as_such() -> None:
     with pytest.raises(ValueError, match="nan or infinite"):
         sample_children(torch.tensor([0.5, float("nan")]), 1, "with_replacement")
+
+
+def test_total_variation_of_other_widths() -> None:
+    """Tokens that one of the two lacks must count, on either side, and once."""
+    p = torch.tensor([[0.5, 0.5], [0.25, 0.75]])
+    q = torch.tensor([[0.5, 0.25, 0.25], [0.25, 0.75, 0.0]])
+    assert total_variation(p, q).tolist() == [0.25, 0.0]
+    assert total_variation(q, p).tolist() == [0.25, 0.0]
+    assert total_variation(p[0], q[0]).tolist() == 0.25
+    apart = total_variation(torch.tensor([[[1.0, 0.0]]]), torch.tensor([[[0.0, 1.0]]]))
+    assert apart.dtype == torch.float64
+    assert apart.tolist() == [[1.0]]
+    assert p.tolist() == [[0.5, 0.5], [0.25, 0.75]]
+    same = total_variation(p.double(), p.double().clone())
+    assert same.tolist() == [0.0, 0.0]
