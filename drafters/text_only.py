@@ -168,6 +168,8 @@ class TextOnlyDrafter:
             for row, children in zip(greedy, tokens.tolist(), strict=True):
                 growing, node = parents[row]
                 growing.add_children(node, children)
+                if growing.request.wants_q:
+                    growing.q[node] = logits[row].softmax(-1)
         for row, (growing, node) in enumerate(parents):
             if growing.temperature > 0:
                 q = (logits[row] / growing.temperature).softmax(-1)
@@ -220,7 +222,7 @@ class _Growing:
         tree = DraftTree(
             topology(tuple(number[self.shape.parents[node]] for node in kept)),
             tuple(self.tokens[node] for node in kept),
-            self._distributions(kept) if self.siblings != "deterministic" else None,
+            self._distributions(kept) if self.q else None,
             self.siblings,
         )
         self.state.tree = tree

@@ -10,6 +10,8 @@ if TYPE_CHECKING:
     from specdec.engine import Engine
     from specdec.generation import decoder, enabled, generate
     from specdec.interfaces import Drafter, DraftRequest, Verifier, VerifierSpec
+    from specdec.policies import Relaxed, load_policy, save_policy
+    from specdec.saved_reliance import load_reliance
     from specdec.stats import AcceptanceStats
     from specdec.tree import DraftTree, Topology, chain, static, topology
     from specdec.verifiers import TransformersVerifier
@@ -24,6 +26,7 @@ _HOMES = {
     "Drafter": "specdec.interfaces",
     "Engine": "specdec.engine",
     "NgramDrafter": "specdec.drafters",
+    "Relaxed": "specdec.policies",
     "TextOnlyDrafter": "specdec.drafters",
     "Topology": "specdec.tree",
     "TransformersVerifier": "specdec.verifiers",
@@ -34,6 +37,9 @@ _HOMES = {
     "enabled": "specdec.generation",
     "generate": "specdec.generation",
     "load_drafter": "specdec.drafters",
+    "load_policy": "specdec.policies",
+    "load_reliance": "specdec.saved_reliance",
+    "save_policy": "specdec.policies",
     "static": "specdec.tree",
     "topology": "specdec.tree",
 }
@@ -45,6 +51,7 @@ __all__ = [
     "Drafter",
     "Engine",
     "NgramDrafter",
+    "Relaxed",
     "TextOnlyDrafter",
     "Topology",
     "TransformersVerifier",
@@ -55,6 +62,9 @@ __all__ = [
     "enabled",
     "generate",
     "load_drafter",
+    "load_policy",
+    "load_reliance",
+    "save_policy",
     "static",
     "topology",
 ]

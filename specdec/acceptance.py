@@ -17,19 +17,25 @@ so every round is one speculative sampling step. For one sibling this is Leviath
 (2211.17192), with replacement multi-step speculative sampling (SpecInfer, 2305.09781), without
 replacement recursive rejection sampling (RSD, 2402.14160).
 
-A rule that relaxes the target replaces p before its node is decided; the rejection stays as it is.
+A rule that relaxes the target (:mod:`specdec.relaxation`) replaces p before its node is decided;
+the rejection stays as it is. Rules are asked node by node through :func:`accept`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
 
 from specdec.sampling import draw, normalised, residual
 from specdec.tree import DraftTree
+
+if TYPE_CHECKING:
+    from specdec.guards import Guards
+    from specdec.reliance import Reliance
 
 
 class Verdict(NamedTuple):
@@ -45,6 +51,116 @@ class Verdict(NamedTuple):
     token: int
 
 
+class Decision(NamedTuple):
+    """The token that follows a node.
+
+    Attributes:
+        child: the drafted node that carries it, if it was accepted.
+        token: the token.
+        relaxed: lossless acceptance would have refused it.
+        epsilon: by how much the target could give way here.
+        spent: by how much it did: total variation when sampling, nats of regret when greedy.
+    """
+
+    child: int | None
+    token: int
+    relaxed: bool = False
+    epsilon: float = 0.0
+    spent: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Node:
+    """A visited node as a rule sees it.
+
+    Attributes:
+        tree: the tree that it belongs to.
+        index: its number there.
+        scores: float32 ``(V,)`` behind it, after the request's logits processors.
+        logits: ``(n, V)`` behind all nodes of the tree, as the verifier gave them.
+        reliance: how much the token behind it depends on the image, in [0, 1].
+        guarded: that token must be the target's own, whichever it is.
+        left: what is left of the request's budget.
+    """
+
+    tree: DraftTree
+    index: int
+    scores: Tensor
+    logits: Tensor
+    reliance: float = 1.0
+    guarded: bool = False
+    left: float = float("inf")
+
+    @property
+    def children(self) -> tuple[int, ...]:
+        """Its drafted children."""
+        return self.tree.topology.children[self.index]
+
+    @property
+    def tokens(self) -> list[int]:
+        """Their tokens."""
+        return [self.tree.tokens[child] for child in self.children]
+
+    @property
+    def p(self) -> Tensor:
+        """The target's distribution behind it, float64 ``(V,)``."""
+        return normalised(self.scores.softmax(-1))
+
+    @property
+    def q(self) -> Tensor | None:
+        """The distribution that its children were drafted from, ``(W,)``."""
+        return None if self.tree.q is None else self.tree.q[self.index]
+
+
+class Rule(Protocol):
+    """Decides the token behind one node after another. Holds nothing that changes."""
+
+    @property
+    def reliance(self) -> Reliance | None:
+        """Estimates the nodes' ``reliance``; ``None`` leaves it at 1."""
+
+    @property
+    def guards(self) -> Guards | None:
+        """Say which nodes are ``guarded``; ``None``: none is."""
+
+    @property
+    def budget(self) -> float | None:
+        """The most that a whole answer may spend; ``None`` is without end."""
+
+    @property
+    def coins(self) -> int:
+        """Uniforms that a node may take beside those of lossless acceptance."""
+
+    def check(self, *, do_sample: bool, processed: bool) -> None:
+        """Refuse what the rule is not made for.
+
+        Args:
+            do_sample: the target draws its tokens.
+            processed: its logits are processed.
+
+        Raises:
+            ValueError: the rule does not go with that.
+        """
+
+    def greedy(self, node: Node, uniform: Callable[[], float]) -> Decision:
+        """The token where the target alone would take the most probable one."""
+
+    def sampled(self, node: Node, uniform: Callable[[], float]) -> Decision:
+        """The token where the target alone would draw one."""
+
+
+def accept(tree: DraftTree, decide: Callable[[int], Decision]) -> Verdict:
+    """Walk down from the root as far as ``decide`` accepts children; it is asked once for each node
+    on the way, in the order of the emitted tokens.
+    """
+    node, path = 0, list[int]()
+    while True:
+        child, token, *_ = decide(node)
+        if child is None:
+            return Verdict(tuple(path), token)
+        path.append(node := child)
+
+
 def accept_greedy(
     tree: DraftTree, argmax: Callable[[int], int] | Sequence[int] | Tensor
 ) -> Verdict:
@@ -55,13 +171,12 @@ def accept_greedy(
             nodes only, or one value per node, ``(n,)`` (read one by one, so a tensor on the CPU).
     """
     ask = argmax if callable(argmax) else argmax.__getitem__
-    node, path = 0, list[int]()
-    while True:
+
+    def decide(node: int) -> Decision:
         token = int(ask(node))
-        child = _child_with(tree, node, token)
-        if child is None:
-            return Verdict(tuple(path), token)
-        path.append(node := child)
+        return Decision(child_with(tree, node, token), token)
+
+    return accept(tree, decide)
 
 
 def accept_sampled(
@@ -79,7 +194,17 @@ def accept_sampled(
     Raises:
         ValueError: too few uniforms, or a target without mass or with nan.
     """
-    stream = iter(uniforms)
+    uniform = supply(tree, uniforms)
+    return accept(tree, lambda node: decide(tree, node, normalised(target(node)), uniform))
+
+
+def supply(tree: DraftTree, uniforms: Iterable[float]) -> Callable[[], float]:
+    """Hands them out one by one.
+
+    Raises:
+        ValueError: when there are no more.
+    """
+    stream: Iterator[float] = iter(uniforms)
 
     def uniform() -> float:
         u = next(stream, None)
@@ -89,12 +214,7 @@ def accept_sampled(
             )
         return float(u)
 
-    node, path = 0, list[int]()
-    while True:
-        child, token = _decide(tree, node, normalised(target(node)), uniform)
-        if child is None:
-            return Verdict(tuple(path), token)
-        path.append(node := child)
+    return uniform
 
 
 def uniforms_needed(tree: DraftTree) -> int:
@@ -106,16 +226,26 @@ def uniforms_needed(tree: DraftTree) -> int:
     return len(tree)
 
 
-def _decide(
-    tree: DraftTree, node: int, p: Tensor, uniform: Callable[[], float]
-) -> tuple[int | None, int]:
-    """The token that follows ``node``, and the child that carries it if it was accepted.
+def decide(
+    tree: DraftTree,
+    node: int,
+    p: Tensor,
+    uniform: Callable[[], float],
+    exact: Tensor | None = None,
+) -> Decision:
+    """The token that follows ``node``, drawn from ``p`` whatever the drafter proposed.
 
-    ``p``: float64 ``(V,)``, normalised.
+    Args:
+        p: float64 ``(V,)``, normalised.
+        uniform: hands out independent uniforms on ``[0, 1)``: at most one per child, and one more.
+        exact: what ``p`` was before it was relaxed, if it was; tells which tokens are owed to that.
     """
     if tree.siblings == "deterministic" or not tree.topology.children[node]:
-        token = draw(p, uniform())
-        return _child_with(tree, node, token), token
+        u = uniform()
+        token = draw(p, u)
+        child = child_with(tree, node, token)
+        relaxed = exact is not None and child is not None and draw(exact, u) != token
+        return Decision(child, token, relaxed)
     assert tree.q is not None, "DraftTree refuses drawn siblings without q"
     q = normalised(tree.q[node].to(p.device))
     for child in tree.topology.children[node]:
@@ -125,12 +255,15 @@ def _decide(
             # Rounded away, or no token at all: as if not drafted. That is exact: a draw that does
             # fall among the tokens of recorded mass is a draw from q, the others leave p owed.
             continue
-        if _accepted(_at(p, token), chance, uniform()):
-            return child, token
-        p = residual(p, q)
+        u = uniform()
+        if _accepted(_at(p, token), chance, u):
+            relaxed = exact is not None and not _accepted(_at(exact, token), chance, u)
+            return Decision(child, token, relaxed)
+        # A draw that was rejected would have been rejected without relaxation, too.
+        p, exact = residual(p, q), None
         if tree.siblings == "without_replacement":
             q = _without(q, token)
-    return None, draw(p, uniform())
+    return Decision(None, draw(p, uniform()))
 
 
 def _accepted(p: float, q: float, u: float) -> bool:
@@ -148,7 +281,7 @@ def _at(p: Tensor, token: int) -> float:
     return float(p[token]) if 0 <= token < p.shape[0] else 0.0
 
 
-def _child_with(tree: DraftTree, node: int, token: int) -> int | None:
+def child_with(tree: DraftTree, node: int, token: int) -> int | None:
     """The eldest child of ``node`` that carries ``token``."""
     for child in tree.topology.children[node]:
         if tree.tokens[child] == token:

@@ -22,6 +22,7 @@ from transformers import (
 )
 from transformers.generation.streamers import BaseStreamer
 
+from specdec.acceptance import Rule
 from specdec.engine import Decoding
 from specdec.rules import rules
 from specdec.verifiers.key_transfer import transferable
@@ -105,10 +106,8 @@ def shows_states(config: GenerationConfig) -> bool:
     return bool(config.return_dict_in_generate and wanted)
 
 
-def check_arguments(model: PreTrainedModel, acceptance: str, kwargs: Mapping[str, Any]) -> None:
+def check_arguments(model: PreTrainedModel, kwargs: Mapping[str, Any]) -> None:
     """Refuse by name what specdec does not do."""
-    if acceptance != "lossless":
-        raise ValueError(f'acceptance={acceptance!r} is not known; there is "lossless"')
     for name, harmless in _REFUSED.items():
         value = _setting(model, kwargs, name)
         if not any(value is allowed or value == allowed for allowed in harmless):
@@ -159,7 +158,7 @@ def prepare(model: PreTrainedModel, kwargs: dict[str, Any]) -> Prepared:
         **model_kwargs: Any,
     ) -> Prepared:
         # What the call leaves open comes from the model's own generation config.
-        check_arguments(model, "lossless", {"generation_config": generation_config})
+        check_arguments(model, {"generation_config": generation_config})
         return Prepared(
             model, input_ids, logits_processor, stopping_criteria, generation_config, model_kwargs
         )
@@ -175,6 +174,12 @@ def _generate_of(model: PreTrainedModel) -> Any:
     """
     method: Any = type(model)
     return method.generate
+
+
+def stop_tokens(model: PreTrainedModel, kwargs: Mapping[str, Any]) -> tuple[int, ...]:
+    """What ends an answer of this call."""
+    ends = _setting(model, kwargs, "eos_token_id")
+    return () if ends is None else tuple(torch.as_tensor(ends).flatten().tolist())
 
 
 def _setting(model: PreTrainedModel, kwargs: Mapping[str, Any], name: str) -> Any:
@@ -206,9 +211,17 @@ def _images_unread(model: PreTrainedModel, kwargs: Mapping[str, Any]) -> Iterato
 
 
 def decodings(
-    prepared: Prepared, generator: torch.Generator | None, *, keep_keys: bool = False
+    prepared: Prepared,
+    generator: torch.Generator | None,
+    rule: Rule | None = None,
+    *,
+    keep_keys: bool = False,
 ) -> list[Decoding]:
-    """What the engine is told about each row of a call."""
+    """What the engine is told about each row of a call.
+
+    Raises:
+        ValueError: the rule does not go with it.
+    """
     config, count = prepared.generation_config, len(prepared.input_ids)
     own = rules(
         prepared.logits_processor,
@@ -217,6 +230,9 @@ def decodings(
         max_length=config.max_length,
         pad=prepared.pad_token,
     )
+    if rule is not None:
+        processed = own.together is not None or any(own.processors)
+        rule.check(do_sample=config.do_sample, processed=processed)
     wants_dict = config.return_dict_in_generate
     return [
         Decoding(
@@ -230,6 +246,7 @@ def decodings(
             keep_scores=bool(wants_dict and config.output_scores),
             keep_logits=bool(wants_dict and config.output_logits),
             together=own.together,
+            rule=rule,
             keep_keys=keep_keys,
         )
         for processor, stopping in zip(own.processors, own.stoppings, strict=True)

@@ -6,7 +6,7 @@ What a call asks for is :mod:`specdec.arguments`, what it gives back :mod:`specd
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -20,6 +20,7 @@ from transformers import (
     StoppingCriteriaList,
 )
 
+from specdec.acceptance import Rule
 from specdec.arguments import (
     Prepared,
     by_name,
@@ -28,16 +29,20 @@ from specdec.arguments import (
     prepare,
     runs_prompt,
     shows_states,
+    stop_tokens,
 )
 from specdec.choice import Choice, DrafterLike, choose, resolve_drafter
 from specdec.engine import Emission, Engine
 from specdec.engine.engine import DEFAULT_SHAPE
+from specdec.engine.estimates import needs
 from specdec.interfaces import Prompt
 from specdec.outputs import Columns, assemble, sequences_of
+from specdec.policies import Acceptance, Speaker, resolve
 from specdec.states import Shown, give_keys, gives_keys, run_prompt, show
 from specdec.switch import replaced
 from specdec.tree import Topology, chain
 from specdec.verifiers import TransformersVerifier
+from specdec.verifiers.spec import read_spec
 
 
 def generate(
@@ -45,7 +50,7 @@ def generate(
     *args: Any,
     drafter: DrafterLike = None,
     tree: Topology | int = DEFAULT_SHAPE,
-    acceptance: str = "lossless",
+    acceptance: Acceptance = "lossless",
     generator: torch.Generator | None = None,
     on_emission: Callable[[Emission], None] | None = None,
     kv_cache_bytes: int | None = None,
@@ -63,7 +68,9 @@ def generate(
             ``model.generate``; without these the model decodes plainly.
         tree: the largest tree to draft; an int is a chain of that many tokens.
         acceptance: ``"lossless"``: greedy answers are those of ``model.generate``, sampled ones
-            follow the same distribution.
+            follow the same distribution. A :class:`Relaxed`, or the path of a policy file that
+            ``specdec calibrate`` has written: they may differ, within its bound, where the image
+            does not decide. A rule of :mod:`specdec.baselines`: without a bound.
         generator: source of randomness when sampling, on the CPU; ``None`` is torch's global one.
         on_emission: called with every token as soon as it is decided: the row that it belongs to
             (``request_id``), its id, and whether a drafter proposed it.
@@ -76,7 +83,8 @@ def generate(
 
     Returns:
         What ``model.generate`` returns: ids ``(B, T)``, or an output object with
-        ``return_dict_in_generate=True``. Either carries ``stats``, an :class:`AcceptanceStats`.
+        ``return_dict_in_generate=True``. Either carries ``stats``, an :class:`AcceptanceStats`, and
+        ``ledger``: per row how each of its tokens was accepted, empty if losslessly.
 
     Raises:
         ValueError: an argument that specdec does not support, a model it cannot run, or a drafter
@@ -94,13 +102,16 @@ def generate(
         )
     streamer = kwargs.pop("streamer", None)
     try:
-        check_arguments(model, acceptance, kwargs)
-        own = verifier or TransformersVerifier(model, kv_cache_bytes=kv_cache_bytes)
+        check_arguments(model, kwargs)
+        rule = _rule(model, acceptance, kwargs)
+        own = verifier or _verifier(model, rule, kv_cache_bytes)
+        _check_taps(own, rule)
         engine = _engine(own, choose(model, drafter, tree, kwargs))
         prepared = prepare(model, kwargs)
         if verifier is None:
             own.shares &= len(prepared.input_ids) > 1
-        return _decode(engine, own, prepared._replace(streamer=streamer), generator, on_emission)
+        prepared = prepared._replace(streamer=streamer)
+        return _decode(engine, own, prepared, rule, generator, on_emission)
     finally:
         # Whatever happens: somebody may be waiting at the other end.
         if streamer is not None:
@@ -111,7 +122,7 @@ def decoder(
     drafter: DrafterLike,
     *,
     tree: Topology | int = DEFAULT_SHAPE,
-    acceptance: str = "lossless",
+    acceptance: Acceptance = "lossless",
 ) -> Callable[..., Any]:
     """A callable for ``model.generate(custom_generate=...)``.
 
@@ -127,13 +138,15 @@ def decoder(
         generation_config: GenerationConfig,
         **model_kwargs: Any,
     ) -> Any:
-        check_arguments(model, acceptance, model_kwargs | {"generation_config": generation_config})
+        asked = model_kwargs | {"generation_config": generation_config}
+        check_arguments(model, asked)
+        rule = _rule(model, acceptance, asked)
         prepared = Prepared(
             model, input_ids, logits_processor, stopping_criteria, generation_config, model_kwargs
         )
-        verifier = TransformersVerifier(model)
+        verifier = _verifier(model, rule)
         engine = _engine(verifier, choose(model, drafter, tree, {}))
-        return _decode(engine, verifier, prepared, None)
+        return _decode(engine, verifier, prepared, rule, None)
 
     return decode
 
@@ -144,7 +157,7 @@ def enabled(
     drafter: DrafterLike,
     *,
     tree: Topology | int = DEFAULT_SHAPE,
-    acceptance: str = "lossless",
+    acceptance: Acceptance = "lossless",
     kv_cache_bytes: int | None = None,
 ) -> Iterator[PreTrainedModel]:
     """Within this context ``model.generate`` is :func:`generate`, under a pipeline for instance.
@@ -157,7 +170,7 @@ def enabled(
     Raises:
         ValueError: what :func:`generate` would refuse whatever the call.
     """
-    verifier = TransformersVerifier(model, kv_cache_bytes=kv_cache_bytes)
+    verifier = _verifier(model, _rule(model, acceptance, {}), kv_cache_bytes)
     drafter = resolve_drafter(drafter, model)
     _engine(verifier, Choice(drafter, chain(tree) if isinstance(tree, int) else tree))
     one_call = threading.RLock()  # pages and drafters are not made for two at once
@@ -171,6 +184,37 @@ def enabled(
         yield model
 
 
+def _rule(model: PreTrainedModel, acceptance: Acceptance, kwargs: Mapping[str, Any]) -> Rule | None:
+    """What ``acceptance`` means in a call."""
+    if acceptance == "lossless":
+        return None
+    tokenizer, ends = kwargs.get("tokenizer"), stop_tokens(model, kwargs)
+    return resolve(acceptance, Speaker(model, read_spec(model), tokenizer, ends))
+
+
+def _verifier(
+    model: PreTrainedModel, rule: Rule | None, kv_cache_bytes: int | None = None
+) -> TransformersVerifier:
+    """A verifier that gives what the rule reads."""
+    wanted = needs(rule)
+    return TransformersVerifier(
+        model,
+        kv_cache_bytes=kv_cache_bytes,
+        hidden="hidden" in wanted,
+        visual_mass="visual_mass" in wanted,
+    )
+
+
+def _check_taps(verifier: TransformersVerifier, rule: Rule | None) -> None:
+    missing = needs(rule) - {"divergence"} - verifier.gives
+    if missing:
+        what = ", ".join(f"{name}=True" for name in sorted(missing))
+        raise ValueError(
+            f"acceptance reads {', '.join(sorted(missing))}, and verifier= gives none of it: make "
+            f"it with TransformersVerifier(model, {what})"
+        )
+
+
 def _engine(verifier: TransformersVerifier, choice: Choice) -> Engine:
     return Engine(verifier, choice.drafter, choice.shape)
 
@@ -179,6 +223,7 @@ def _decode(
     engine: Engine,
     verifier: TransformersVerifier,
     prepared: Prepared,
+    rule: Rule | None,
     generator: torch.Generator | None,
     on_emission: Callable[[Emission], None] | None = None,
 ) -> Any:
@@ -194,7 +239,7 @@ def _decode(
             with engine.timed("prefill"):
                 ready, outputs = run_prompt(prepared)
             prompt = prompt._replace(ready=ready)
-        requests = engine.submit(prompt, decodings(prepared, generator, keep_keys=keeps))
+        requests = engine.submit(prompt, decodings(prepared, generator, rule, keep_keys=keeps))
         while engine.has_work:
             emissions = engine.step()
             if on_emission is not None:

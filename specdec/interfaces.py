@@ -50,6 +50,8 @@ class DraftRequest:
         max_depth: deepest node that can still be of use; 0 asks for a root-only tree.
         temperature: sampling temperature of the request; 0 is greedy.
         generator: source of randomness; ``None`` is torch's global one.
+        wants_q: its trees should come with their ``q`` even where nothing is drawn; greedy requests
+            at temperature 1. A drafter without distributions leaves it out.
     """
 
     id: int
@@ -58,6 +60,7 @@ class DraftRequest:
     max_depth: int
     temperature: float = 0.0
     generator: torch.Generator | None = field(default=None, repr=False)
+    wants_q: bool = False
 
 
 @runtime_checkable

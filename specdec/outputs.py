@@ -37,9 +37,11 @@ def assemble(
     stats: AcceptanceStats,
 ) -> Any:
     """What ``generate`` returns."""
+    ledger = [request.ledger for request in requests]
     if not prepared.generation_config.return_dict_in_generate:
-        sequences.stats = stats  # type: ignore[attr-defined]  # a tensor takes attributes
-        return sequences
+        result: Any = sequences  # a tensor takes attributes
+        result.stats, result.ledger = stats, ledger
+        return result
     longest = sequences.shape[1] - prepared.input_ids.shape[1]
     output: Any = GenerateDecoderOnlyOutput  # annotated with one-element tuples
     out = output(
@@ -50,7 +52,7 @@ def assemble(
         attentions=shown.attentions,
         past_key_values=prepared.model_kwargs["past_key_values"] if gives_keys(prepared) else None,
     )
-    out.stats = stats
+    out.stats, out.ledger = stats, ledger
     return out
 
 

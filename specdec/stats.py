@@ -63,6 +63,10 @@ class AcceptanceStats:
         num_accepted_tokens_per_pos: entry i: the steps in which a draft token at depth i + 1 was
             accepted; as long as the deepest tree.
         num_generated_tokens: tokens handed out, that of prefill included.
+        num_relaxed_tokens: those of them that lossless acceptance would have refused.
+        epsilon_allowed: over all of them, the sum of what relaxed acceptance could have spent.
+        bound_spent: the sum of what it did spend: total variation when sampling, nats of regret
+            when greedy. 0 where nothing is accounted for.
         num_prompt_tokens: tokens of the prompts, visual ones included, padding excluded.
         num_cached_tokens: those of them whose keys were there already.
         num_preemptions: times a request gave its pages up, to be computed again later.
@@ -75,6 +79,9 @@ class AcceptanceStats:
     acceptance_histogram: dict[int, int] = field(default_factory=dict)
     num_accepted_tokens_per_pos: list[int] = field(default_factory=list)
     num_generated_tokens: int = 0
+    num_relaxed_tokens: int = 0
+    epsilon_allowed: float = 0.0
+    bound_spent: float = 0.0
     num_prompt_tokens: int = 0
     num_cached_tokens: int = 0
     num_preemptions: int = 0
@@ -85,7 +92,8 @@ class AcceptanceStats:
         """τ = 1 + accepted / steps: tokens per step, the verifier's own one included.
 
         The only definition of τ in this package. 1 before the first step. A last step that an
-        end-of-sequence token or the length limit cut short counts like any other.
+        end-of-sequence token or the length limit cut short counts like any other, with the draft
+        tokens that were handed out.
         """
         return 1.0 + self.num_accepted_draft_tokens / max(self.num_spec_steps, 1)
 
@@ -116,7 +124,7 @@ class AcceptanceStats:
         self.num_spec_steps += other.num_spec_steps
         self.num_draft_tokens += other.num_draft_tokens
         self.num_accepted_draft_tokens += other.num_accepted_draft_tokens
-        self.num_generated_tokens += other.num_generated_tokens
+        self.merge_tokens(other)
         self.num_prompt_tokens += other.num_prompt_tokens
         self.num_cached_tokens += other.num_cached_tokens
         self.num_preemptions += other.num_preemptions
@@ -126,6 +134,13 @@ class AcceptanceStats:
         for position, steps in enumerate(other.num_accepted_tokens_per_pos):
             self.num_accepted_tokens_per_pos[position] += steps
         self.times.merge(other.times)
+
+    def merge_tokens(self, other: AcceptanceStats) -> None:
+        """Add what ``other`` counts of tokens handed out to these."""
+        self.num_generated_tokens += other.num_generated_tokens
+        self.num_relaxed_tokens += other.num_relaxed_tokens
+        self.epsilon_allowed += other.epsilon_allowed
+        self.bound_spent += other.bound_spent
 
     def to_dict(self) -> dict[str, Any]:  # Any: JSON values
         """All of it and the derived rates, ready for ``json.dumps``; histogram keys as text."""

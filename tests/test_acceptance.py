@@ -25,7 +25,7 @@ from scipy.stats import binom
 from torch import Tensor
 
 from specdec import acceptance
-from specdec.acceptance import Verdict, accept_greedy, accept_sampled, uniforms_needed
+from specdec.acceptance import Decision, Verdict, accept_greedy, accept_sampled, uniforms_needed
 from specdec.sampling import draw, normalised, residual, sample_children
 from specdec.tree import (
     SIBLING_MODES,
@@ -322,17 +322,15 @@ def bonus_from_the_drafter(
     return Verdict(path, draw(tree.q[leaf], uniforms[-1]))
 
 
-def stale_target(
-    tree: DraftTree, node: int, p: Tensor, uniform: Callable[[], float]
-) -> tuple[int | None, int]:
+def stale_target(tree: DraftTree, node: int, p: Tensor, uniform: Callable[[], float]) -> Decision:
     """Tries every sibling against the first p; only the final draw sees a residual."""
     assert tree.q is not None
     q = normalised(tree.q[node])
     for child in tree.topology.children[node]:
         if uniform() * q[tree.tokens[child]] < p[tree.tokens[child]]:
-            return child, tree.tokens[child]
+            return Decision(child, tree.tokens[child])
     left = residual(p, q) if tree.topology.children[node] else p
-    return None, draw(left, uniform())
+    return Decision(None, draw(left, uniform()))
 
 
 def relabelled(mode: Siblings) -> Callable[[DraftTree], DraftTree]:
@@ -369,7 +367,7 @@ BUGS = {
     "residual not normalised": Bug("with_replacement", (("residual", unnormalised_residual),)),
     "residual of q minus p": Bug("with_replacement", (("residual", lambda p, q: residual(q, p)),)),
     "accepts with p": Bug("with_replacement", (("_accepted", lambda p, q, u: u < p),)),
-    "stale p for the second sibling": Bug("with_replacement", (("_decide", stale_target),)),
+    "stale p for the second sibling": Bug("with_replacement", (("decide", stale_target),)),
     "q not renormalised": Bug("without_replacement", (("_without", unnormalised_rest),)),
     "bonus token drawn from q": Bug("with_replacement", accept=bonus_from_the_drafter),
     "deterministic taken for drawn": Bug("deterministic", amend=relabelled("with_replacement")),

@@ -16,6 +16,7 @@ PUBLIC = [
     "Drafter",
     "Engine",
     "NgramDrafter",
+    "Relaxed",
     "TextOnlyDrafter",
     "Topology",
     "TransformersVerifier",
@@ -26,6 +27,9 @@ PUBLIC = [
     "enabled",
     "generate",
     "load_drafter",
+    "load_policy",
+    "load_reliance",
+    "save_policy",
     "static",
     "topology",
 ]

@@ -74,7 +74,8 @@ def test_counts_agree_with_one_another(drafts: list[tuple[int, int, int]]) -> No
 def test_json_round_trip() -> None:
     """JSON turns the histogram's integer keys into text; they have to come back as integers."""
     stats = recorded([(3, 1, 3), (3, 3, 3)])
-    stats.num_generated_tokens = 7
+    stats.num_generated_tokens, stats.num_relaxed_tokens = 7, 2
+    stats.epsilon_allowed, stats.bound_spent = 1.5, 0.25
     stats.num_prompt_tokens, stats.num_cached_tokens, stats.num_preemptions = 20, 16, 1
     stats.times.merge(StepTimes(draft=0.25, model_forward=0.125))
     stats.times.merge(StepTimes(draft=0.25, prefill=1.0))
@@ -88,6 +89,9 @@ def test_names_are_those_of_vllm() -> None:
     assert set(AcceptanceStats().to_dict()) == {
         "mean_acceptance_length",
         "draft_acceptance_rate",
+        "num_relaxed_tokens",
+        "epsilon_allowed",
+        "bound_spent",
         "acceptance_histogram",
         "num_spec_steps",
         "num_draft_tokens",

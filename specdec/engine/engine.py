@@ -16,10 +16,11 @@ from torch import Tensor
 
 from specdec.acceptance import Verdict
 from specdec.cache import OutOfPages
+from specdec.engine.estimates import estimates
 from specdec.engine.request import Decoding, Emission, Request
 from specdec.engine.target import Target
 from specdec.engine.together import by_batch
-from specdec.interfaces import Drafter, Prompt, Verifier
+from specdec.interfaces import Drafter, Prompt, Verified, Verifier
 from specdec.stats import AcceptanceStats
 from specdec.tree import DraftTree, Topology, chain, root_only
 
@@ -109,11 +110,12 @@ class Engine:
         with self.timed("draft"):
             trees = self._draft(self._running)
         with self.timed("verify"):
-            logits = self._verify(trees)
+            verified = self._verify(trees)
         running = self._running
         with self.timed("accept"):
-            blocks = logits.split([len(tree) for tree in trees])
-            targets = [Target(*parts) for parts in zip(running, trees, blocks, strict=True)]
+            blocks = verified.logits.split([len(tree) for tree in trees])
+            known = estimates(running, trees, verified)
+            targets = [Target(*parts) for parts in zip(running, trees, blocks, known, strict=True)]
             verdicts = _decide(targets)
         with self.timed("commit"):
             for target, verdict in zip(targets, verdicts, strict=True):
@@ -214,13 +216,13 @@ class Engine:
             assert tree.topology.depth <= request.view.max_depth, "a tree is deeper than it may be"
         return trees
 
-    def _verify(self, trees: list[DraftTree]) -> Tensor:
-        """Logits of all nodes; requests that are preempted for it take their trees along."""
+    def _verify(self, trees: list[DraftTree]) -> Verified:
+        """What lies behind all nodes; requests that are preempted for it take their trees along."""
         before = self.verifier.model_seconds
         while True:
             try:
                 handles = [request.handle for request in self._running]
-                logits = self.verifier.verify(handles, trees).logits
+                verified = self.verifier.verify(handles, trees)
                 break
             except OutOfPages:
                 if len(self._running) == 1 or self._running[-1].decoding.together is not None:
@@ -228,14 +230,15 @@ class Engine:
                 self._preempt()
                 trees.pop()
         self.stats.times.model_forward += self.verifier.model_seconds - before
-        return logits
+        return verified
 
     def _commit(self, target: Target, verdict: Verdict) -> None:
         request, tree = target.request, target.tree
+        accepted = sum(emission.drafted for emission in target.emissions)
         # All tokens but the last have keys: where the answer ended within the block, no others.
         self.verifier.commit(request.handle, (0, *verdict.path)[: len(target.emissions)])
         for stats in (request.stats, self.stats):
-            stats.record_step(len(tree) - 1, len(verdict.path), tree.topology.depth)
+            stats.record_step(len(tree) - 1, accepted, tree.topology.depth)
 
     def _retire(self) -> None:
         """Let go of the requests that are finished."""
@@ -252,7 +255,7 @@ class Engine:
             self.verifier.release(request.handle)
         if self.drafter is not None:
             self.drafter.release(request.view.id)
-        self.stats.num_generated_tokens += request.stats.num_generated_tokens
+        self.stats.merge_tokens(request.stats)
 
     @contextmanager
     def timed(self, phase: str) -> Iterator[None]:

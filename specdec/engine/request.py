@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
@@ -9,17 +10,24 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from specdec.acceptance import Rule
+from specdec.engine.estimates import needs
 from specdec.engine.together import Together
+from specdec.guards import GuardState
 from specdec.interfaces import DraftRequest, Prompt
+from specdec.ledger import Entry
 from specdec.stats import AcceptanceStats
 
 
 class Emission(NamedTuple):
-    """One token of an answer. ``drafted``: a drafter proposed it and the verifier kept it."""
+    """One token of an answer. ``drafted``: a drafter proposed it and the verifier kept it;
+    ``relaxed``: lossless acceptance would not have.
+    """
 
     request_id: int
     token: int
     drafted: bool
+    relaxed: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +47,7 @@ class Decoding:
         keep_logits: record the raw logits of every token.
         together: rules that see all rows of the batch; then ``processor`` and ``stopping`` are
             ``None``.
+        rule: decides how far a tree is accepted; ``None`` is losslessly.
         keep_keys: a finished request keeps its handle, until the engine is closed.
     """
 
@@ -52,6 +61,7 @@ class Decoding:
     keep_scores: bool = False
     keep_logits: bool = False
     together: Together | None = None
+    rule: Rule | None = None
     keep_keys: bool = False
 
 
@@ -71,6 +81,7 @@ class Request:
         finished: the answer is complete.
         scores: per output token its processed scores ``(V,)``, if kept.
         logits: per output token its raw logits ``(V,)``, if kept.
+        ledger: per output token how it was accepted; empty without a rule.
     """
 
     prompt: Prompt
@@ -84,6 +95,8 @@ class Request:
     stats: AcceptanceStats = field(default_factory=AcceptanceStats)
     scores: list[Tensor] = field(default_factory=list)
     logits: list[Tensor] = field(default_factory=list)
+    ledger: list[Entry] = field(default_factory=list)
+    _text: GuardState | None = None  # what is open behind the answer, if there are guards
 
     @classmethod
     def from_row(cls, request_id: int, prompt: Prompt, row: int, decoding: Decoding) -> Request:
@@ -99,6 +112,7 @@ class Request:
             max_depth=0,
             temperature=decoding.temperature if decoding.do_sample else 0.0,
             generator=decoding.generator,
+            wants_q="divergence" in needs(decoding.rule),
         )
         return cls(prompt, view=view, decoding=decoding, ids=ids, length=len(padded), row=row)
 
@@ -115,6 +129,29 @@ class Request:
         # A copy: processors may change what they are given.
         return self.decoding.processor(self.ids[None, : self.length], scores.clone()[None])[0]
 
+    @property
+    def budget_left(self) -> float:
+        """What relaxed acceptance may still spend on this answer."""
+        rule = self.decoding.rule
+        if rule is None or rule.budget is None:
+            return math.inf
+        return max(0.0, rule.budget - self.stats.bound_spent)
+
+    @property
+    def guarded(self) -> bool:
+        """Whether the next token must be the verifier's own, by what was said before it."""
+        rule = self.decoding.rule
+        if rule is None or rule.guards is None:
+            return False
+        return self._text is not None and rule.guards.closed(self._text)
+
+    def record(self, entry: Entry) -> None:
+        """Note how the token that was emitted last was accepted."""
+        self.ledger.append(entry)
+        self.stats.num_relaxed_tokens += entry.rule == "relaxed"
+        self.stats.epsilon_allowed += entry.epsilon
+        self.stats.bound_spent += entry.spent
+
     def emit(self, token: int) -> None:
         """Append a token and decide whether it ends the answer."""
         self.ids[self.length] = token
@@ -122,6 +159,10 @@ class Request:
         self.view.tokens.append(token)
         self.stats.num_generated_tokens += 1
         decoding = self.decoding
+        if decoding.rule is not None and decoding.rule.guards is not None:
+            guards = decoding.rule.guards
+            before = guards.start if self._text is None else self._text
+            self._text = guards.advance(before, token)
         self.finished = token in decoding.eos_token_ids or self.length >= decoding.max_length
         if decoding.stopping is not None:
             scores = tuple(score[None] for score in self.scores) or None

@@ -7,11 +7,24 @@ them, position by position, and nothing behind the end.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+
 import torch
 from torch import Tensor
 
-from specdec.acceptance import Verdict, accept_greedy, accept_sampled, uniforms_needed
+from specdec.acceptance import (
+    Decision,
+    Node,
+    Rule,
+    Verdict,
+    accept,
+    accept_greedy,
+    accept_sampled,
+    supply,
+    uniforms_needed,
+)
 from specdec.engine.request import Emission, Request
+from specdec.ledger import Entry
 from specdec.tree import DraftTree
 
 
@@ -22,17 +35,26 @@ class Target:
         request: the request.
         tree: its tree.
         logits: raw logits ``(n, V)`` behind the tree's nodes.
+        reliance: per node how much the token behind it depends on the image, where that is known.
 
     Attributes:
         emissions: the tokens that were handed out, in order.
     """
 
-    def __init__(self, request: Request, tree: DraftTree, logits: Tensor) -> None:
+    def __init__(
+        self,
+        request: Request,
+        tree: DraftTree,
+        logits: Tensor,
+        reliance: Sequence[float] | None = None,
+    ) -> None:
         self.request = request
         self.tree = tree
         self.logits = logits
+        self.reliance = reliance
         self.emissions: list[Emission] = []
         self._scores: dict[int, Tensor] = {}
+        self._decisions: dict[int, Decision] = {}  # of the rule, if there is one
         self._reached = 0
 
     def decide(self, scores: Tensor | None = None) -> Verdict:
@@ -52,16 +74,43 @@ class Target:
 
     def _verdict(self) -> Verdict:
         decoding, tree = self.request.decoding, self.tree
+        rule = decoding.rule
+        if rule is not None:
+            count = len(tree) * rule.coins + uniforms_needed(tree) * decoding.do_sample
+            uniform = supply(tree, self._uniforms(count))
+            return accept(tree, lambda node: self._decide(rule, node, uniform))
         if decoding.do_sample:
-            generator = decoding.generator
-            device = None if generator is None else generator.device
-            uniforms = torch.rand(
-                uniforms_needed(tree), dtype=torch.float64, generator=generator, device=device
-            ).tolist()
-            return accept_sampled(tree, self._distribution, uniforms)
+            return accept_sampled(tree, self._distribution, self._uniforms(uniforms_needed(tree)))
         if decoding.processor is None and not self._scores:
             return accept_greedy(tree, self.logits.argmax(-1).tolist())
         return accept_greedy(tree, self._argmax)
+
+    def _uniforms(self, count: int) -> list[float]:
+        generator = self.request.decoding.generator
+        device = None if generator is None else generator.device
+        uniforms: list[float] = torch.rand(
+            count, dtype=torch.float64, generator=generator, device=device
+        ).tolist()
+        return uniforms
+
+    def _decide(self, rule: Rule, index: int, uniform: Callable[[], float]) -> Decision:
+        """What the rule says behind a node; anything at all behind the end of the answer."""
+        self._reach(index)
+        request = self.request
+        if request.finished:
+            return Decision(None, -1)
+        node = Node(
+            tree=self.tree,
+            index=index,
+            scores=self._scores_at(index),
+            logits=self.logits,
+            reliance=1.0 if self.reliance is None else self.reliance[index],
+            guarded=request.guarded,
+            left=request.budget_left,
+        )
+        decide = rule.sampled if request.decoding.do_sample else rule.greedy
+        self._decisions[index] = decision = decide(node, uniform)
+        return decision
 
     def _distribution(self, node: int) -> Tensor:
         """Probabilities ``(V,)``; any at all behind the end of the answer."""
@@ -95,4 +144,18 @@ class Target:
         if request.decoding.keep_logits:
             request.logits.append(self.logits[self._reached].float())
         request.emit(token)
-        self.emissions.append(Emission(request.view.id, token, drafted))
+        decision = self._decisions.get(self._reached)
+        if decision is not None:
+            request.record(self._entry(decision, drafted))
+        relaxed = decision is not None and decision.relaxed
+        self.emissions.append(Emission(request.view.id, token, drafted, relaxed))
+
+    def _entry(self, decision: Decision, drafted: bool) -> Entry:
+        return Entry(
+            token=decision.token,
+            rule="relaxed" if decision.relaxed else "matched" if drafted else "verifier",
+            reliance=None if self.reliance is None else self.reliance[self._reached],
+            epsilon=decision.epsilon,
+            spent=decision.spent,
+            own=int(self._scores_at(self._reached).argmax()),
+        )
