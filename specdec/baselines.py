@@ -49,7 +49,7 @@ class Random(_Baseline):
     """
 
     probability: float
-    coins: ClassVar[int] = 1
+    coins: ClassVar[int] = 2  # one, and that of the token that is then not emitted
 
     def __post_init__(self) -> None:
         if not 0 <= self.probability <= 1:
