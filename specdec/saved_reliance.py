@@ -20,6 +20,7 @@ from torch import Tensor
 from specdec.reliance import Attention, Combined, Probe, Reliance
 
 Kind = Literal["probe", "attention", "combined"]
+KINDS: tuple[Kind, ...] = get_args(Kind)
 TENSORS, FACTS = "reliance.safetensors", "reliance.json"
 VERSION = 1
 # The tensors that each kind is made of.
@@ -112,8 +113,8 @@ def load_reliance(
         ValueError: there is no such kind, it is not there, its files are not what they say, or it
             was trained for another model.
     """
-    if kind not in get_args(Kind):
-        raise ValueError(f"reliance {kind!r} is not known; known: {', '.join(get_args(Kind))}")
+    if kind not in KINDS:
+        raise ValueError(f"reliance {kind!r} is not known; known: {', '.join(KINDS)}")
     settings = read_facts(folder)
     if kind not in settings["kinds"]:
         raise ValueError(

@@ -210,22 +210,35 @@ def swapped(questions: Sequence[Asked]) -> list[Asked]:
     Raises:
         ValueError: there is none with as many images; the message says which task it is.
     """
+    result = []
+    for question, other in zip(questions, _others(questions), strict=True):
+        if other is None:
+            raise ValueError(
+                f"task {question.task!r} has no two questions with {len(question.images)} images "
+                "that differ; swapping images takes two"
+            )
+        result.append(question._replace(images=questions[other].images))
+    return result
+
+
+def comparable(questions: Sequence[Asked]) -> list[Asked]:
+    """Those that can be swapped."""
+    others = _others(questions)
+    return [question for question, j in zip(questions, others, strict=True) if j is not None]
+
+
+def _others(questions: Sequence[Asked]) -> list[int | None]:
+    """For each the next one of its task with as many images, but not the same ones."""
     alike: dict[tuple[str, int], list[int]] = defaultdict(list)
     for i, question in enumerate(questions):
         alike[question.task, len(question.images)].append(i)
     pixels = [[(image.size, image.tobytes()) for image in each.images] for each in questions]
-    result = list(questions)
-    for (task, count), members in alike.items():
+    others: list[int | None] = [None] * len(questions)
+    for members in alike.values():
         for place, i in enumerate(members):
             following = [*members[place + 1 :], *members[:place]]
-            other = next((j for j in following if pixels[j] != pixels[i]), None)
-            if other is None:
-                raise ValueError(
-                    f"task {task!r} has no two questions with {count} images that differ; swapping "
-                    "images takes two"
-                )
-            result[i] = questions[i]._replace(images=questions[other].images)
-    return result
+            others[i] = next((j for j in following if pixels[j] != pixels[i]), None)
+    return others
 
 
 def blanked(questions: Sequence[Asked]) -> list[Asked]:
