@@ -29,7 +29,7 @@ from specdec.interfaces import Prompt
 from specdec.verifiers import TransformersVerifier
 
 
-def pairs(asked: list[suite.Question], inputs: list[Inputs]) -> list[tuple[Inputs, Inputs]]:
+def pairs(asked: list[suite.Asked], inputs: list[Inputs]) -> list[tuple[Inputs, Inputs]]:
     """The first two questions about each image that there are two about.
 
     Raises:
@@ -91,7 +91,7 @@ def image_pages(model: PreTrainedModel, inputs: Sequence[Inputs]) -> int:
 
 
 def about_one_image(
-    model: PreTrainedModel, processor: Any, asked: Sequence[suite.Question], count: int
+    model: PreTrainedModel, processor: Any, asked: Sequence[suite.Asked], count: int
 ) -> list[Inputs]:
     """The first image that has a question of its own, with as many different questions.
 

@@ -6,30 +6,24 @@ and always means the same questions. Knows nothing of how they were made or how 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from PIL import Image
 from transformers import AutoModelForImageTextToText, AutoProcessor, PreTrainedModel
 
 from specdec import demo
+from specdec.training.answers import Asked, model_inputs
+
+__all__ = ["Asked", "load_questions", "load_verifier", "model_inputs"]
 
 MODEL = demo.ASSETS / "lvlm"
 DRAFTER = demo.ASSETS / "drafter"
 QUESTIONS = demo.ASSETS
 
 
-class Question(NamedTuple):
-    """``messages`` names the images' places but does not contain them; ``images`` does."""
-
-    task: str
-    images: list[Image.Image]
-    messages: list[dict[str, Any]]  # Any: transformers' chat form
-
-
-def load_questions(folder: Path = QUESTIONS, count: int | None = None) -> list[Question]:
+def load_questions(folder: Path = QUESTIONS, count: int | None = None) -> list[Asked]:
     """The first ``count`` questions of a folder; ``None`` is all.
 
     Raises:
@@ -42,7 +36,7 @@ def load_questions(folder: Path = QUESTIONS, count: int | None = None) -> list[Q
     if count is not None and len(asked) < count:
         raise ValueError(f"{count} questions were asked for, {folder} has {len(asked)}")
     return [
-        Question(each.task, [_image(path) for path in each.images], each.messages)
+        Asked(each.messages, [_image(path) for path in each.images], each.task)
         for each in asked[:count]
     ]
 
@@ -61,30 +55,6 @@ def load_verifier(
     except (OSError, ValueError) as error:
         raise ValueError(f"no vision-language model could be loaded from {path}: {error}") from None
     return model.eval(), processor
-
-
-def model_inputs(
-    model: PreTrainedModel,
-    processor: Any,
-    questions: Sequence[Question],
-) -> Mapping[str, Any]:
-    """What ``model.generate`` takes for questions with equally many images, padded on the left."""
-    text = [
-        processor.apply_chat_template(each.messages, add_generation_prompt=True, tokenize=False)
-        for each in questions
-    ]
-    bos = processor.tokenizer.bos_token
-    processor.tokenizer.padding_side = "left"
-    encoded = processor(
-        text=text,
-        images=[each.images for each in questions] if questions[0].images else None,
-        return_tensors="pt",
-        padding=True,
-        # As apply_chat_template does: a template that writes the first token needs no second one.
-        add_special_tokens=bos is None or not text[0].startswith(bos),
-    )
-    inputs: Mapping[str, Any] = encoded.to(model.device, dtype=model.dtype)
-    return inputs
 
 
 def _image(path: Path) -> Image.Image:

@@ -17,6 +17,7 @@ from specdec.commands.demo import DemoCommand, demo
 from specdec.commands.doctor import doctor
 from specdec.commands.generate import generate
 from specdec.training.distill import distill
+from specdec.training.probe import train_probe
 
 
 class Commands(TyperGroup):
@@ -46,6 +47,7 @@ app.command(cls=DemoCommand)(demo)
 app.command()(generate)
 app.command()(doctor)
 app.command()(distill)
+app.command()(train_probe)
 
 
 def _print_version(wanted: bool) -> None:

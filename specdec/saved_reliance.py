@@ -20,6 +20,7 @@ from torch import Tensor
 from specdec.reliance import Attention, Combined, Probe, Reliance
 
 Kind = Literal["probe", "attention", "combined"]
+KINDS: tuple[Kind, ...] = get_args(Kind)
 TENSORS, FACTS = "reliance.safetensors", "reliance.json"
 VERSION = 1
 # The tensors that each kind is made of.
@@ -39,7 +40,8 @@ def save_reliance(
     fingerprint: str,
     verifier: str,
     drafter: str,
-    heads: tuple[int, ...],
+    layers: int,
+    heads: int,
     facts: Mapping[str, Any],  # JSON values
 ) -> None:
     """Write the files, each under another name until it is complete.
@@ -52,7 +54,8 @@ def save_reliance(
         fingerprint: of the verifier.
         verifier: its name.
         drafter: the drafter's name.
-        heads: per attention layer its query heads.
+        layers: of the verifier's text tower.
+        heads: query heads of all its attention layers together; 0 without visual mass.
         facts: figures, and how it was trained.
     """
     tensors = {"probe.weight": probe.weight, "probe.bias": probe.bias}
@@ -73,6 +76,7 @@ def save_reliance(
         "verifier": verifier,
         "drafter": drafter,
         "hidden_size": len(probe.weight),
+        "layers": layers,
         "heads": heads,
         "kinds": ["probe"] if combined is None else list(_PARTS),
         # Of two files that are replaced one after the other, one may be of an earlier training.
@@ -109,8 +113,8 @@ def load_reliance(
         ValueError: there is no such kind, it is not there, its files are not what they say, or it
             was trained for another model.
     """
-    if kind not in get_args(Kind):
-        raise ValueError(f"reliance {kind!r} is not known; known: {', '.join(get_args(Kind))}")
+    if kind not in KINDS:
+        raise ValueError(f"reliance {kind!r} is not known; known: {', '.join(KINDS)}")
     settings = read_facts(folder)
     if kind not in settings["kinds"]:
         raise ValueError(
@@ -169,9 +173,8 @@ def _tensors(folder: str | PathLike[str], settings: Mapping[str, Any]) -> dict[s
     if hashlib.sha256(data).hexdigest() != settings["tensors_sha256"]:
         raise ValueError(f"{file} is not the one that {FACTS} beside it was written for; {_TRAIN}")
     edges = tensors["attention.edges"].shape if "attention.edges" in tensors else (0,)
-    heads = sum(settings["heads"])
     shapes: dict[str, tuple[int, ...]] = {"probe.weight": (settings["hidden_size"],)}
-    shapes |= {"attention.weight": (heads,), "combined.weight": (3,)}
+    shapes |= {"attention.weight": (settings["heads"],), "combined.weight": (3,)}
     shapes |= dict.fromkeys(("attention.edges", "attention.frequencies"), tuple(edges))
     for name in (name for kind in settings["kinds"] for name in _PARTS[kind]):
         shape = tuple(tensors[name].shape) if name in tensors else None

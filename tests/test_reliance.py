@@ -131,7 +131,7 @@ def test_another_width_is_refused_with_both_sides() -> None:
 def saved(folder: Path, combined: Combined | None = COMBINED, **changes: Any) -> Path:
     how: dict[str, Any] = {"fingerprint": "f" * 64, "verifier": "it", "drafter": "text_only"}
     facts = {"auroc": {"probe": 0.9}}
-    save_reliance(folder, PROBE, combined, heads=HEADS, facts=facts, **how | changes)
+    save_reliance(folder, PROBE, combined, layers=2, heads=sum(HEADS), facts=facts, **how | changes)
     return folder
 
 
@@ -183,7 +183,7 @@ def test_what_cannot_be_used_is_refused(tmp_path: Path) -> None:
     ("change", "message"),
     [
         ({"hidden_size": 8}, r"probe.weight has shape \(4,\), reliance.json speaks of \(8,\)"),
-        ({"heads": [4, 4]}, r"attention.weight has shape \(3,\), reliance.json speaks of \(8,\)"),
+        ({"heads": 8}, r"attention.weight has shape \(3,\), reliance.json speaks of \(8,\)"),
         ({"version": 9}, "of version 9, this specdec reads 1"),
     ],
 )

@@ -32,11 +32,37 @@ class Asked(NamedTuple):
     """A prompt.
 
     ``messages`` is in the form that ``processor.apply_chat_template`` takes, its images named but
-    not contained; they are ``images``, in order.
+    not contained; they are ``images``, in order. ``task``: what kind of question it is, if that is
+    known.
     """
 
     messages: list[dict[str, Any]]  # Any: transformers' chat form
     images: list[Image.Image]
+    task: str = ""
+
+
+def model_inputs(
+    model: PreTrainedModel,
+    processor: Any,  # a transformers processor; their classes share no useful base
+    asked: Sequence[Asked],
+) -> Mapping[str, Any]:
+    """What ``model.generate`` takes for prompts with equally many images, padded on the left."""
+    text = [
+        processor.apply_chat_template(each.messages, add_generation_prompt=True, tokenize=False)
+        for each in asked
+    ]
+    bos = processor.tokenizer.bos_token
+    processor.tokenizer.padding_side = "left"
+    encoded = processor(
+        text=text,
+        images=[each.images for each in asked] if asked[0].images else None,
+        return_tensors="pt",
+        padding=True,
+        # As apply_chat_template does: a template that writes the first token needs no second one.
+        add_special_tokens=bos is None or not text[0].startswith(bos),
+    )
+    inputs: Mapping[str, Any] = encoded.to(model.device, dtype=model.dtype)
+    return inputs
 
 
 class Asking(NamedTuple):
@@ -82,12 +108,13 @@ class EmbeddedPrompts:
         turn, place = divmod(index, len(self.tasks))
         task, temperature = self.tasks[place], TEMPERATURES[turn % len(TEMPERATURES)]
         made = target.training_split(size, seed=index + 1, tasks=(task,))
-        return Asking([Asked(s.messages, s.images) for s in made], temperature)
+        return Asking([Asked(s.messages, s.images, s.task) for s in made], temperature)
 
     def held_out(self, count: int) -> list[Asked]:
         from specdec.training import target
 
-        return [Asked(s.messages, s.images) for s in target.held_out(count, 1, self.tasks)]
+        made = target.held_out(count, 1, self.tasks)
+        return [Asked(s.messages, s.images, s.task) for s in made]
 
 
 class FolderPrompts:
@@ -169,22 +196,7 @@ class Teacher:
 
     def inputs(self, asked: Sequence[Asked]) -> Mapping[str, Any]:
         """What ``model.generate`` takes, padded on the left."""
-        processor = self.processor
-        text = [
-            processor.apply_chat_template(each.messages, add_generation_prompt=True, tokenize=False)
-            for each in asked
-        ]
-        bos = processor.tokenizer.bos_token
-        processor.tokenizer.padding_side = "left"
-        encoded = processor(
-            text=text,
-            images=[each.images for each in asked] if asked[0].images else None,
-            return_tensors="pt",
-            padding=True,
-            add_special_tokens=bos is None or not text[0].startswith(bos),
-        )
-        inputs: Mapping[str, Any] = encoded.to(self.model.device, dtype=self.model.dtype)
-        return inputs
+        return model_inputs(self.model, self.processor, asked)
 
     @torch.no_grad()
     def answer(self, asking: Asking, seed: int) -> list[Example]:
