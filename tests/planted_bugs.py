@@ -452,6 +452,70 @@ BUGS = (
         "padded.tolist()",
         ENGINE,
     ),
+    # Relaxed acceptance.
+    Bug(
+        "the budget is looked at once a step",
+        "specdec/engine/target.py",
+        "left=request.budget_left,",
+        "left=request.budget_left if index == 0 else float('inf'),",
+        "tests/engine/test_relaxed.py",
+    ),
+    Bug(
+        "guarded by the text before the step",
+        "specdec/engine/target.py",
+        "guarded=request.guarded,",
+        "guarded=request.guarded and index == 0,",
+        "tests/engine/test_relaxed.py",
+    ),
+    Bug(
+        "the reliance of the child",
+        "specdec/engine/target.py",
+        "reliance=1.0 if self.reliance is None else self.reliance[index],",
+        "reliance=1.0 if self.reliance is None else self.reliance[-1],",
+        "tests/engine/test_relaxed.py",
+    ),
+    Bug(
+        "only the model's own stop tokens are guarded",
+        "specdec/generation.py",
+        'tokenizer, ends = kwargs.get("tokenizer"), stop_tokens(model, kwargs)',
+        'tokenizer, ends = kwargs.get("tokenizer"), stop_tokens(model, {})',
+        "tests/engine/test_relaxed.py",
+    ),
+    Bug(
+        "excluded tokens gain",
+        "specdec/relaxation.py",
+        ".masked_fill_(p <= 0, 0.0)",
+        "",
+        "tests/test_relaxation.py",
+    ),
+    Bug(
+        "fixed tokens give way",
+        "specdec/relaxation.py",
+        "change.masked_fill_(fixed.to(p.device), 0.0)",
+        "pass",
+        "tests/test_relaxation.py",
+    ),
+    Bug(
+        "greedy relaxes out of guarded tokens",
+        "specdec/relaxation.py",
+        " or _holds(fixed, best):",
+        ":",
+        "tests/test_relaxation.py",
+    ),
+    Bug(
+        "the divergence of other nodes",
+        "specdec/engine/estimates.py",
+        "divergence[inner] = total_variation(p, q).float()",
+        "divergence[: len(inner)] = total_variation(p, q).float().flip(0)",
+        "tests/engine/test_relaxed.py",
+    ),
+    Bug(
+        "spent is not recorded",
+        "specdec/relaxation.py",
+        "decision._replace(epsilon=epsilon, spent=float(spent))",
+        "decision._replace(epsilon=epsilon)",
+        "tests/engine/test_relaxed.py",
+    ),
 )
 
 
