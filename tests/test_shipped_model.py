@@ -118,7 +118,7 @@ def test_answers_depend_on_the_image() -> None:
 def test_estimators_are_for_this_model(kind: Kind, dtype: torch.dtype) -> None:
     """A model that was trained anew beside estimators of the old one would be refused by users."""
     model = load(dtype=dtype).model
-    estimator = load_reliance(ASSETS / "reliance", kind, fingerprint=fingerprint(model))
+    estimator = load_reliance(ASSETS / "lvlm" / "reliance", kind, fingerprint=fingerprint(model))
     text = model.config.get_text_config()
     given = Evidence(
         torch.zeros(3, text.hidden_size, dtype=dtype),
