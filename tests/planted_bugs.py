@@ -33,6 +33,7 @@ class Bug(NamedTuple):
 PATIENCE = 600  # seconds, several times what the tests named below take
 KERNEL = "tests/kernels/test_tree_attention.py"
 ENGINE = "tests/engine tests/test_generation.py tests/verifiers"
+GUARDS = "tests/test_guards.py"
 BUGS = (
     # Masks and positions.
     Bug(
@@ -515,6 +516,148 @@ BUGS = (
         "decision._replace(epsilon=epsilon, spent=float(spent))",
         "decision._replace(epsilon=epsilon)",
         "tests/engine/test_relaxed.py",
+    ),
+    # Guards.
+    Bug(
+        "a guarded word is found inside others",
+        "specdec/guard_tokens.py",
+        "not plain.isdisjoint(pattern.findall(text))",
+        "any(word in text for word in plain)",
+        GUARDS,
+    ),
+    Bug(
+        "guarded words in one case only",
+        "specdec/guard_tokens.py",
+        "holds(fold(text))",
+        "holds(text)",
+        GUARDS,
+    ),
+    Bug(
+        "the end of a split word is free",
+        "specdec/guard_tokens.py",
+        "        begun.update(_beginnings(",
+        "        set().update(_beginnings(",
+        GUARDS,
+    ),
+    Bug(
+        "the first piece of a split word is free",
+        "specdec/guard_tokens.py",
+        "            guarded.add(start)\n",
+        "            pass\n",
+        GUARDS,
+    ),
+    Bug(
+        "pieces inside words are free",
+        "specdec/guard_tokens.py",
+        "_begins_inside(text) or ",
+        "",
+        GUARDS,
+    ),
+    Bug(
+        "capital letters at the beginning taken for the inside of a word",
+        "specdec/guard_tokens.py",
+        "first.isupper() and second.isupper()",
+        "first.isupper()",
+        GUARDS,
+    ),
+    Bug(
+        "everyday words close what follows",
+        "specdec/guard_tokens.py",
+        "fold(start).strip() in guard_words.EVERYDAY or ",
+        "",
+        GUARDS,
+    ),
+    Bug(
+        "words begin inside others",
+        "specdec/guards.py",
+        "not set(word_starts(tail)).isdisjoint(ends)",
+        "True",
+        GUARDS,
+    ),
+    Bug(
+        "a word may begin behind blanks only, in Chinese too",
+        "specdec/guard_state.py",
+        " or is_unspaced(text[at - 1]) or is_unspaced(char)",
+        "",
+        GUARDS,
+    ),
+    Bug(
+        "what follows a digit is free",
+        "specdec/guards.py",
+        "is_digit(state.last[-1:]) or word",
+        "word",
+        GUARDS,
+    ),
+    Bug(
+        "a number reaches beyond the word behind it",
+        "specdec/guard_state.py",
+        "(state.number and not word) or",
+        "state.number or",
+        GUARDS,
+    ),
+    Bug(
+        "an apostrophe opens a quoted string",
+        "specdec/guard_state.py",
+        " and (not last or last[-1].isspace() or last[-1] in '([{<=:,-–—/\"“'):",
+        ":",
+        GUARDS,
+    ),
+    Bug(
+        "an unclosed quote stays open over lines",
+        "specdec/guard_state.py",
+        '        return "", kept, since if kept else 0\n',
+        "        return quote, kept, since\n",
+        GUARDS,
+    ),
+    Bug(
+        "an unclosed quote stays open",
+        "specdec/guard_state.py",
+        "if since > LINE and (",
+        "if since > BLOCK and (",
+        GUARDS,
+    ),
+    Bug(
+        "brackets inside strings count",
+        "specdec/guard_state.py",
+        '            return "", brackets, 0\n    elif char in QUOTES',
+        '            return "", brackets, 0\n        if char in BRACKETS:\n'
+        '            return quote, "", 0\n    elif char in QUOTES',
+        GUARDS,
+    ),
+    Bug(
+        "characters in parts are dropped",
+        "specdec/guards.py",
+        "decoder.setstate((state.pending, 0))",
+        "decoder.reset()",
+        GUARDS,
+    ),
+    Bug(
+        "blanks before signs made up by WordPiece are kept",
+        "specdec/token_texts.py",
+        "text[1:] == piece and not any",
+        "text[1:] == piece and any",
+        GUARDS,
+    ),
+    Bug(
+        "padding rows are free",
+        "specdec/guards.py",
+        "        self.tokens[:] = True\n",
+        "        self.tokens[: len(texts)] = True\n",
+        GUARDS,
+    ),
+    Bug(
+        "special tokens are free",
+        "specdec/token_texts.py",
+        "dict.fromkeys(special, NOT_TEXT)",
+        'dict.fromkeys(special, ".")',
+        GUARDS,
+    ),
+    Bug(
+        "tokenizers are kept alive",
+        "specdec/token_texts.py",
+        "        _READ[key] = size, _read(tokenizer)\n",
+        "        _READ[key] = size, _read(tokenizer)\n        _READ[-key] = tokenizer\n",
+        GUARDS,
     ),
 )
 
