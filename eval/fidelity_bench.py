@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import zlib
 from dataclasses import asdict, dataclass
-from difflib import SequenceMatcher
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -16,6 +15,7 @@ import torch
 from specdec.acceptance import Rule
 from specdec.demo import Demo, load
 from specdec.eval import graded, suite
+from specdec.eval.devset import similarity
 from specdec.eval.graded import Graded
 from specdec.eval.points import ORACLE, Point, points
 from specdec.eval.policy_runs import Answer, Decoder, Inputs
@@ -25,6 +25,8 @@ from specdec.training.counterfactual import blanked, swapped
 from specdec.training.grading import score
 from specdec.tree import chain
 from specdec.verifiers.fingerprint import fingerprint
+
+KV_BYTES = 1 << 29  # of each verifier: the answers of all policies at once
 
 
 @dataclass(frozen=True)
@@ -141,6 +143,7 @@ class Bench:
                 chain(self.plan.tree),
                 max_new_tokens=self.plan.max_new_tokens,
                 temperature=temperature,
+                kv_cache_bytes=KV_BYTES,
             )
             self._rules[temperature] = {
                 point.name: decoder.rule(point.acceptance) for point in self.points(temperature)
@@ -177,11 +180,6 @@ class Bench:
             "accepted": stats.num_accepted_draft_tokens,
             "spent": round(stats.bound_spent, 6),
         }
-
-
-def similarity(text: str, other: str) -> float:
-    """Of two texts, word by word, in [0, 1]."""
-    return SequenceMatcher(None, text.split(), other.split(), autojunk=False).ratio()
 
 
 def _load(folder: Path, dtype: str) -> Demo:

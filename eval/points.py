@@ -59,9 +59,7 @@ def points(
 
 
 def _greedy(estimators: Mapping[str, Reliance]) -> Iterator[Point]:
-    yield from _common(
-        estimators, (0.3, 0.6, 0.8, 0.9, 0.97, 1.0), (0.1, 0.3, 0.5, 0.7, 0.85, 0.95)
-    )
+    yield from _common(estimators, (0.5, 0.75, 0.9, 0.97, 1.0), (0.1, 0.3, 0.5, 0.7, 0.85, 0.95))
     for window in (2, 4, 6):
         for entropy in (0.3, 0.1, 0.0):
             family = f"FLy, window {window}"
@@ -69,9 +67,7 @@ def _greedy(estimators: Mapping[str, Reliance]) -> Iterator[Point]:
 
 
 def _sampled(estimators: Mapping[str, Reliance]) -> Iterator[Point]:
-    yield from _common(
-        estimators, (0.1, 0.2, 0.35, 0.5, 0.75, 1.0), (0.05, 0.1, 0.2, 0.3, 0.45, 0.6)
-    )
+    yield from _common(estimators, (0.1, 0.25, 0.5, 0.75, 1.0), (0.05, 0.1, 0.2, 0.3, 0.45, 0.6))
 
 
 def _common(
@@ -87,14 +83,15 @@ def _common(
     for epsilon in alike:
         yield Point(f"uniform ε={epsilon}", "uniform", epsilon, uniform(epsilon))
     for name, reliance in estimators.items():
-        for guards in (GUARDS, ()):
+        for guards in (GUARDS, ()) if name == "combined" else (GUARDS,):
             for gamma in GAMMAS:
                 family = f"{name} γ={gamma:g}" + ("" if guards else ", no guards")
                 for epsilon in weighted:
                     policy = Relaxed(epsilon, reliance, gamma, guards)
                     yield Point(f"{family} ε={epsilon}", family, epsilon, policy, weighted=True)
+    oracle = Oracle()
     for epsilon in weighted:
-        policy = Relaxed(epsilon, Oracle(), guards=())
+        policy = Relaxed(epsilon, oracle, guards=())
         yield Point(f"oracle ε={epsilon}", ORACLE, epsilon, policy)
     for threshold in (0.4, 0.2, 0.09, 0.04, 0.02):
         rule = Typical(threshold, math.sqrt(threshold))  # δ = √ε, as its authors advise

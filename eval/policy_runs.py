@@ -21,16 +21,16 @@ from specdec.arguments import decodings, prepare
 from specdec.engine import Engine, Request
 from specdec.engine.estimates import needs
 from specdec.eval.oracle import Oracle, OracleVerifier
+from specdec.guards import Guards
 from specdec.interfaces import Drafter, Prompt
-from specdec.policies import Acceptance, Speaker, resolve
+from specdec.policies import Acceptance, Relaxed, Speaker, resolve
+from specdec.relaxation import Relaxation
 from specdec.reliance import Need
 from specdec.stats import AcceptanceStats
 from specdec.tree import Topology
 from specdec.verifiers import TransformersVerifier
 
 Inputs = Mapping[str, Any]  # what model.generate takes, one row
-
-KV_BYTES = 1 << 29
 
 
 class Answer(NamedTuple):
@@ -51,6 +51,8 @@ class Decoder:
         tree: the largest draft.
         max_new_tokens: longest answer.
         temperature: 0 is greedy.
+        kv_cache_bytes: what each of its verifiers may take for keys and values; there are as many
+            as there are kinds of things that the rules read. ``None`` is a quarter of what is free.
     """
 
     def __init__(
@@ -62,8 +64,10 @@ class Decoder:
         *,
         max_new_tokens: int = 160,
         temperature: float = 0.0,
+        kv_cache_bytes: int | None = None,
     ) -> None:
         self.model = model
+        self._kv_bytes = kv_cache_bytes
         self._drafter = drafter
         self._tree = tree
         self._how: dict[str, Any] = {"max_new_tokens": max_new_tokens, "do_sample": False}
@@ -72,6 +76,7 @@ class Decoder:
             self._how |= chosen
         self._tokenizer = tokenizer
         self._verifiers: dict[frozenset[Need], TransformersVerifier] = {}
+        self._parts: dict[Any, Relaxation] = {}
         self._watching: OracleVerifier | None = None
 
     def rule(self, acceptance: Acceptance) -> Rule | None:
@@ -82,7 +87,18 @@ class Decoder:
         """
         spec = self._verifier(frozenset()).spec
         speaker = Speaker(self.model, spec, self._tokenizer, spec.eos_token_ids)
-        rule = resolve(acceptance, speaker)
+        if not isinstance(acceptance, Relaxed):
+            rule = resolve(acceptance, speaker)
+        else:
+            # Policies share estimators and guards: loaded, built and evaluated once.
+            guards = acceptance.guards
+            parts = (acceptance.reliance, guards if isinstance(guards, Guards) else tuple(guards))
+            if parts not in self._parts:
+                made = resolve(acceptance, speaker)
+                assert isinstance(made, Relaxation)
+                self._parts[parts] = made
+            epsilon, gamma, budget = acceptance.epsilon, acceptance.gamma, acceptance.budget
+            rule = replace(self._parts[parts], epsilon=epsilon, gamma=gamma, budget=budget)
         if rule is not None:
             sampled = self._how["do_sample"]
             rule.check(do_sample=sampled, processed=sampled)
@@ -179,7 +195,7 @@ class Decoder:
         if taps not in self._verifiers:
             self._verifiers[taps] = TransformersVerifier(
                 self.model,
-                kv_cache_bytes=KV_BYTES,
+                kv_cache_bytes=self._kv_bytes,
                 hidden="hidden" in taps,
                 visual_mass="visual_mass" in taps,
             )
@@ -187,7 +203,7 @@ class Decoder:
 
     def _oracle(self, others: Sequence[Inputs]) -> OracleVerifier:
         if self._watching is None:
-            self._watching = OracleVerifier(self.model, kv_cache_bytes=KV_BYTES)
+            self._watching = OracleVerifier(self.model, kv_cache_bytes=self._kv_bytes)
         self._watching.others = list(others)
         return self._watching
 
