@@ -1,9 +1,8 @@
-"""An oracle of visual reliance, to find out what a better estimator could gain.
+"""Oracles of visual reliance, to find out what better estimators could gain.
 
-The oracle knows for every node of every tree, on whichever path relaxation has led to, whether the
-verifier's argmax behind it changes when other images are shown: the verifier runs the same trees
-behind the same text with each of them, too. That costs a forward for each image, so its times mean
-nothing.
+An oracle knows for every node of every tree, on whichever path relaxation has led to, what the
+verifier would say if other images were shown: it runs the same trees behind the same text with each
+of them, too. That costs a forward for each image, so its times mean nothing.
 """
 
 from __future__ import annotations
@@ -17,12 +16,21 @@ from transformers import PreTrainedModel
 
 from specdec.interfaces import Prefilled, Prompt, Verified
 from specdec.reliance import Evidence, Need
+from specdec.sampling import total_variation
 from specdec.tree import DraftTree
 from specdec.verifiers import TransformersVerifier
 
 
 class Oracle:
-    """Reads the label that an :class:`OracleVerifier` hands on in place of hidden states."""
+    """Reads what an :class:`OracleVerifier` hands on in place of hidden states.
+
+    Args:
+        graded: v is by how much the distribution changes, the largest total variation to that with
+            another image; else it is 1 where the argmax changes, and 0 elsewhere.
+    """
+
+    def __init__(self, *, graded: bool = False) -> None:
+        self.graded = graded
 
     @property
     def needs(self) -> frozenset[Need]:
@@ -30,9 +38,9 @@ class Oracle:
 
     def values(self, evidence: Evidence) -> Tensor:
         hidden = evidence.hidden
-        if hidden is None or hidden.shape[1] != 1:
-            raise ValueError("the oracle takes its labels from an OracleVerifier")
-        return hidden[:, 0].float()
+        if hidden is None or hidden.shape[1] != 2:
+            raise ValueError("an oracle takes its numbers from an OracleVerifier")
+        return hidden[:, int(self.graded)]
 
 
 class _Watched(NamedTuple):
@@ -45,7 +53,8 @@ class _Watched(NamedTuple):
 
 
 class OracleVerifier(TransformersVerifier):
-    """A verifier whose hidden states are one number a node: 1 where the image decides its argmax.
+    """A verifier whose hidden states are two numbers a node: whether its argmax changes with
+    another image, and by how much its distribution does, at temperature 1.
 
     Args:
         model: see :class:`TransformersVerifier`.
@@ -77,13 +86,14 @@ class OracleVerifier(TransformersVerifier):
 
     def verify(self, handles: Sequence[Any], trees: Sequence[DraftTree]) -> Verified:
         verified = super().verify([handle.own for handle in handles], trees)
-        logits = verified.logits.clone()
-        best = logits.argmax(-1)
-        depends = torch.zeros_like(best, dtype=torch.bool)
+        best, p = verified.logits.argmax(-1), verified.logits.float().softmax(-1)
+        changes = p.new_zeros(len(p), 2)
         for other in range(len(self.others)):
-            seen = super().verify([handle.others[other] for handle in handles], trees)
-            depends |= seen.logits.argmax(-1) != best
-        return Verified(logits, (), depends.float()[:, None])
+            seen = super().verify([handle.others[other] for handle in handles], trees).logits
+            far = total_variation(p, seen.float().softmax(-1))
+            differs = (seen.argmax(-1) != best).float()
+            changes = torch.maximum(changes, torch.stack([differs, far.float()], -1))
+        return verified._replace(visual_mass=(), hidden=changes)
 
     def append(self, handle: Any, tokens: Sequence[int]) -> None:
         for each in (handle.own, *handle.others):

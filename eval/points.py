@@ -12,14 +12,12 @@ from typing import NamedTuple
 
 from specdec.baselines import FLy, Random, TopK, Typical, uniform
 from specdec.eval.oracle import Oracle
-from specdec.guards import GUARDS
 from specdec.policies import Acceptance, Relaxed
 from specdec.reliance import Reliance
 
 LOSSLESS = "lossless"
 RANDOM = "random"
 ORACLE = "oracle"
-GAMMAS = (1.0, 4.0)
 
 
 class Point(NamedTuple):
@@ -59,7 +57,10 @@ def points(
 
 
 def _greedy(estimators: Mapping[str, Reliance]) -> Iterator[Point]:
-    yield from _common(estimators, (0.5, 0.75, 0.9, 0.97, 1.0), (0.1, 0.3, 0.5, 0.7, 0.85, 0.95))
+    yield from _unbounded()
+    for epsilon in (0.1, 0.3, 0.5, 0.7, 0.85, 0.95):
+        yield Point(f"uniform ε={epsilon}", "uniform", epsilon, uniform(epsilon))
+    yield from _weighted(estimators, (0.5, 0.75, 0.9, 0.97, 1.0), (1.0, 4.0))
     for window in (2, 4, 6):
         for entropy in (0.3, 0.1, 0.0):
             family = f"FLy, window {window}"
@@ -67,32 +68,38 @@ def _greedy(estimators: Mapping[str, Reliance]) -> Iterator[Point]:
 
 
 def _sampled(estimators: Mapping[str, Reliance]) -> Iterator[Point]:
-    yield from _common(estimators, (0.1, 0.25, 0.5, 0.75, 1.0), (0.05, 0.1, 0.2, 0.3, 0.45, 0.6))
-
-
-def _common(
-    estimators: Mapping[str, Reliance], weighted: Sequence[float], alike: Sequence[float]
-) -> Iterator[Point]:
-    """Args:
-    weighted: ε of what weighs tokens.
-    alike: ε of what does not.
-    """
-    yield Point(LOSSLESS, LOSSLESS, 0.0, LOSSLESS)
-    for p in (0.05, 0.1, 0.2, 0.35, 0.5, 0.75, 0.9):
-        yield Point(f"random {p}", RANDOM, p, Random(p))
-    for epsilon in alike:
+    yield from _unbounded()
+    for epsilon in (0.02, 0.05, 0.1, 0.2, 0.4):
         yield Point(f"uniform ε={epsilon}", "uniform", epsilon, uniform(epsilon))
+    yield from _weighted(estimators, (0.1, 0.25, 0.5, 0.75, 1.0), (1.0, 4.0, 16.0))
+
+
+def _weighted(
+    estimators: Mapping[str, Reliance], epsilons: Sequence[float], gammas: Sequence[float]
+) -> Iterator[Point]:
+    """Those that look at what depends on the image."""
     for name, reliance in estimators.items():
-        for guards in (GUARDS, ()) if name == "combined" else (GUARDS,):
-            for gamma in GAMMAS:
-                family = f"{name} γ={gamma:g}" + ("" if guards else ", no guards")
-                for epsilon in weighted:
-                    policy = Relaxed(epsilon, reliance, gamma, guards)
-                    yield Point(f"{family} ε={epsilon}", family, epsilon, policy, weighted=True)
-    oracle = Oracle()
-    for epsilon in weighted:
-        policy = Relaxed(epsilon, oracle, guards=())
-        yield Point(f"oracle ε={epsilon}", ORACLE, epsilon, policy)
+        for gamma in gammas:
+            family = f"{name} γ={gamma:g}"
+            for epsilon in epsilons:
+                policy = Relaxed(epsilon, reliance, gamma)
+                yield Point(f"{family} ε={epsilon}", family, epsilon, policy, weighted=True)
+    # What guards do, seen at one estimator.
+    for epsilon in epsilons if "combined" in estimators else ():
+        policy = Relaxed(epsilon, estimators["combined"], 4.0, guards=())
+        family = "combined γ=4, no guards"
+        yield Point(f"{family} ε={epsilon}", family, epsilon, policy, weighted=True)
+    for family, oracle in ((ORACLE, Oracle()), (f"{ORACLE}, graded", Oracle(graded=True))):
+        for epsilon in epsilons:
+            policy = Relaxed(epsilon, oracle, 4.0, guards=())
+            yield Point(f"{family} ε={epsilon}", family, epsilon, policy)
+
+
+def _unbounded() -> Iterator[Point]:
+    """Lossless, and what others do."""
+    yield Point(LOSSLESS, LOSSLESS, 0.0, LOSSLESS)
+    for p in (0.02, 0.05, 0.1, 0.2, 0.35, 0.5, 0.75, 0.9):
+        yield Point(f"random {p}", RANDOM, p, Random(p))
     for threshold in (0.4, 0.2, 0.09, 0.04, 0.02):
         rule = Typical(threshold, math.sqrt(threshold))  # δ = √ε, as its authors advise
         yield Point(f"typical ε={threshold}", "typical", -threshold, rule)

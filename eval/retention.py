@@ -78,9 +78,10 @@ class Resamples:
         self.weights: Values = np.vstack([np.ones(questions), drawn]).astype(np.float64)
 
     def ratio(self, above: Values, below: Values) -> Values:
-        """``Σ above / Σ below`` in each resample, ``(R,)``; nan where that is 0 / 0."""
-        with np.errstate(invalid="ignore", divide="ignore"):
-            quotient: Values = (self.weights @ above) / (self.weights @ below)
+        """``Σ above / Σ below`` in each resample, ``(R,)``; nan where nothing lies below."""
+        tops, bottoms = self.weights @ above, self.weights @ below
+        quotient: Values = np.full(len(tops), np.nan)
+        np.divide(tops, bottoms, out=quotient, where=bottoms != 0)
         return quotient
 
     def median(self, values: Values) -> Values:
