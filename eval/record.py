@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-import json
 import os
 import platform
 import subprocess
-from collections.abc import Mapping
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import torch
+
+from specdec.files import write_json as write
+
+__all__ = ["machine", "write"]
 
 
 def machine() -> dict[str, Any]:
@@ -39,11 +41,3 @@ def machine() -> dict[str, Any]:
         "transformers": version("transformers"),
         "specdec": version("specdec-lvlm") if not git.stdout else git.stdout.strip(),
     }
-
-
-def write(path: Path, record: Mapping[str, Any]) -> None:  # Any: JSON values
-    """Write ``record``; the file appears, or is replaced, in one move."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_suffix(".tmp")
-    unfinished.write_text(json.dumps(record, indent=2) + "\n")
-    unfinished.replace(path)

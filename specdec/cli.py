@@ -16,6 +16,7 @@ from specdec.commands import UserError
 from specdec.commands.demo import DemoCommand, demo
 from specdec.commands.doctor import doctor
 from specdec.commands.generate import generate
+from specdec.eval.calibrate import calibrate
 from specdec.training.distill import distill
 from specdec.training.probe import train_probe
 
@@ -47,6 +48,7 @@ app.command(cls=DemoCommand)(demo)
 app.command()(generate)
 app.command()(doctor)
 app.command()(distill)
+app.command()(calibrate)
 app.command()(train_probe)
 
 

@@ -134,7 +134,7 @@ class FolderPrompts:
         for file in sorted(folder.glob("*.jsonl")):
             for number, line in enumerate(file.read_text().splitlines(), start=1):
                 if line.strip():
-                    row = _row(line, folder, f"{file} line {number}")
+                    row = read_row(line, folder, f"{file} line {number}")
                     chosen = zlib.crc32(line.encode()) % HELD_OUT_SHARE == 0
                     (self._held_out if chosen else self._rows).append(row)
         if not self._rows or not self._held_out:
@@ -151,10 +151,10 @@ class FolderPrompts:
         temperatures = tuple(dict.fromkeys(TEMPERATURES))
         if turn == len(temperatures):
             return None
-        return Asking([_open(row) for row in chunks[place]], temperatures[turn])
+        return Asking([open_row(row) for row in chunks[place]], temperatures[turn])
 
     def held_out(self, count: int) -> list[Asked]:
-        return [_open(row) for row in self._held_out[:count]]
+        return [open_row(row) for row in self._held_out[:count]]
 
     def _chunks(self, size: int) -> Iterator[list[tuple[str, list[Path]]]]:
         start = 0
@@ -332,7 +332,12 @@ def _special_ids(model: PreTrainedModel) -> tuple[Tensor, Tensor]:
     return torch.tensor(sorted(spec.visual_token_ids)), torch.tensor(sorted(spec.eos_token_ids))
 
 
-def _row(line: str, folder: Path, where: str) -> tuple[str, list[Path]]:
+def read_row(line: str, folder: Path, where: str) -> tuple[str, list[Path]]:
+    """Prompt and image files of a line of a folder's ``*.jsonl``.
+
+    Raises:
+        ValueError: it is none; the message begins with ``where``.
+    """
     try:
         row = json.loads(line)
         names = row["images"] if "images" in row else [row["image"]]
@@ -348,7 +353,8 @@ def _row(line: str, folder: Path, where: str) -> tuple[str, list[Path]]:
     return prompt, images
 
 
-def _open(row: tuple[str, list[Path]]) -> Asked:
+def open_row(row: tuple[str, list[Path]]) -> Asked:
+    """The prompt with its images."""
     prompt, files = row
     parts = [*({"type": "image"} for _ in files), {"type": "text", "text": prompt}]
     images = []
