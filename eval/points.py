@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import NamedTuple
 
 from specdec.baselines import FLy, Random, TopK, Typical, uniform
@@ -18,6 +19,7 @@ from specdec.reliance import Reliance
 LOSSLESS = "lossless"
 RANDOM = "random"
 ORACLE = "oracle"
+FLOOR = Relaxed(0.0).floor
 
 
 class Point(NamedTuple):
@@ -57,51 +59,47 @@ def points(
 
 
 def _greedy(estimators: Mapping[str, Reliance]) -> Iterator[Point]:
-    yield from _unbounded()
-    for epsilon in (0.1, 0.3, 0.5, 0.7, 0.85, 0.95):
-        yield Point(f"uniform ε={epsilon}", "uniform", epsilon, uniform(epsilon))
-    yield from _weighted(estimators, (0.5, 0.75, 0.9, 0.97, 1.0), (1.0, 4.0))
-    for window in (2, 4, 6):
+    yield from _common(estimators, (0.5, 0.75, 0.9, 0.97, 1.0))
+    for window in (2, 4):
         for entropy in (0.3, 0.1, 0.0):
             family = f"FLy, window {window}"
             yield Point(f"{family}, entropy {entropy}", family, -entropy, FLy(window, entropy))
 
 
 def _sampled(estimators: Mapping[str, Reliance]) -> Iterator[Point]:
-    yield from _unbounded()
-    for epsilon in (0.02, 0.05, 0.1, 0.2, 0.4):
-        yield Point(f"uniform ε={epsilon}", "uniform", epsilon, uniform(epsilon))
-    yield from _weighted(estimators, (0.1, 0.25, 0.5, 0.75, 1.0), (1.0, 4.0, 16.0))
+    yield from _common(estimators, (0.1, 0.25, 0.5, 0.75, 1.0))
 
 
-def _weighted(
-    estimators: Mapping[str, Reliance], epsilons: Sequence[float], gammas: Sequence[float]
-) -> Iterator[Point]:
-    """Those that look at what depends on the image."""
-    for name, reliance in estimators.items():
-        for gamma in gammas:
-            family = f"{name} γ={gamma:g}"
-            for epsilon in epsilons:
-                policy = Relaxed(epsilon, reliance, gamma)
-                yield Point(f"{family} ε={epsilon}", family, epsilon, policy, weighted=True)
-    # What guards do, seen at one estimator.
-    for epsilon in epsilons if "combined" in estimators else ():
-        policy = Relaxed(epsilon, estimators["combined"], 4.0, guards=())
-        family = "combined γ=4, no guards"
-        yield Point(f"{family} ε={epsilon}", family, epsilon, policy, weighted=True)
-    for family, oracle in ((ORACLE, Oracle()), (f"{ORACLE}, graded", Oracle(graded=True))):
-        for epsilon in epsilons:
-            policy = Relaxed(epsilon, oracle, 4.0, guards=())
-            yield Point(f"{family} ε={epsilon}", family, epsilon, policy)
-
-
-def _unbounded() -> Iterator[Point]:
-    """Lossless, and what others do."""
+def _common(estimators: Mapping[str, Reliance], epsilons: Sequence[float]) -> Iterator[Point]:
     yield Point(LOSSLESS, LOSSLESS, 0.0, LOSSLESS)
-    for p in (0.02, 0.05, 0.1, 0.2, 0.35, 0.5, 0.75, 0.9):
+    for p in (0.02, 0.05, 0.1, 0.2, 0.5, 0.75):
         yield Point(f"random {p}", RANDOM, p, Random(p))
-    for threshold in (0.4, 0.2, 0.09, 0.04, 0.02):
+    for family, kind in _kinds(estimators).items():
+        for epsilon in epsilons:
+            policy = replace(kind, epsilon=epsilon)
+            weighted = policy.gamma > 0 and not family.startswith(ORACLE)
+            yield Point(f"{family} ε={epsilon}", family, epsilon, policy, weighted)
+    for threshold in (0.4, 0.2, 0.09, 0.04, 0.02, 0.005):
         rule = Typical(threshold, math.sqrt(threshold))  # δ = √ε, as its authors advise
         yield Point(f"typical ε={threshold}", "typical", -threshold, rule)
     for delta in (0.2, 0.4, 0.6, 0.8, 0.9, 0.97):
         yield Point(f"top 10, δ={delta}", "top 10", delta, TopK(10, delta))
+
+
+def _kinds(estimators: Mapping[str, Reliance]) -> dict[str, Relaxed]:
+    """Families of relaxation with a bound. Those that are named by an estimator alone are what
+    :class:`specdec.Relaxed` does unless it is told otherwise; others leave something out, to show
+    what it is good for.
+    """
+    kinds = {"uniform, floor 0": uniform(0.0), "uniform": uniform(0.0, floor=FLOOR)}
+    for name, reliance in estimators.items():
+        kinds[f"{name} γ=1"] = Relaxed(0.0, reliance)
+        if name == "probe":
+            kinds["probe γ=1, floor 0"] = Relaxed(0.0, reliance, floor=0.0)
+            kinds["probe γ=1, no guards"] = Relaxed(0.0, reliance, guards=())
+            kinds["probe γ=4, no guards, floor 0.01"] = Relaxed(
+                0.0, reliance, 4.0, guards=(), floor=0.01
+            )
+    kinds[ORACLE] = Relaxed(0.0, Oracle(), guards=())
+    kinds[f"{ORACLE}, graded"] = Relaxed(0.0, Oracle(graded=True), guards=())
+    return kinds

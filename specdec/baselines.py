@@ -19,11 +19,11 @@ from specdec.reliance import Constant
 from specdec.sampling import draw
 
 
-def uniform(epsilon: float, *, budget: float | None = None) -> Relaxed:
+def uniform(epsilon: float, *, budget: float | None = None, floor: float = 0.0) -> Relaxed:
     """The bound of :class:`specdec.Relaxed` without weights: every token may give way by ε,
     whatever the image says, those that end the answer excepted.
     """
-    return Relaxed(epsilon, Constant(0.0), gamma=0.0, guards=(), budget=budget)
+    return Relaxed(epsilon, Constant(0.0), 0.0, guards=(), budget=budget, floor=floor)
 
 
 class _Baseline:

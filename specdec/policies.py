@@ -45,6 +45,10 @@ class Relaxed:
         gamma: how sharply v counts; 0 makes it not count at all.
         guards: names of what stays strict (:data:`specdec.guards.GUARDS`), or :class:`Guards`.
             Tokens that end the answer always do.
+        floor: least probability of a token that may gain, as a share of the most probable token's.
+            0 lets the target take any token that no logits processor has excluded: within the
+            bound, as ever, but what the drafter has wrong may then be kept as often as what it
+            words differently.
         budget: most that a whole answer may spend, in total variation or nats of regret; then it
             goes on losslessly. ``None`` is without end.
 
@@ -57,12 +61,15 @@ class Relaxed:
     gamma: float = 1.0
     guards: Guards | Collection[str] = GUARDS
     budget: float | None = None
+    floor: float = 0.1
 
     def __post_init__(self) -> None:
         if not 0 <= self.epsilon <= 1:
             raise ValueError(f"epsilon={self.epsilon} is not in [0, 1]")
         if not 0 <= self.gamma < math.inf:
             raise ValueError(f"gamma={self.gamma} is not a finite number >= 0")
+        if not 0 <= self.floor <= 1:
+            raise ValueError(f"floor={self.floor} is not in [0, 1]")
         if self.budget is not None and not self.budget >= 0:
             raise ValueError(f"budget={self.budget} is not >= 0; None is without end")
         if isinstance(self.guards, str):
@@ -120,7 +127,7 @@ def _relaxation(policy: Relaxed, speaker: Speaker) -> Relaxation:
         guards = Guards(
             tokenizer, speaker.spec.vocab_size, guards, stop_tokens=tuple(speaker.stop_tokens)
         )
-    return Relaxation(policy.epsilon, policy.gamma, reliance, guards, policy.budget)
+    return Relaxation(policy.epsilon, policy.gamma, reliance, guards, policy.budget, policy.floor)
 
 
 def _named(name: str, model: PreTrainedModel) -> Reliance:

@@ -6,8 +6,11 @@ nearest distribution to the proposal that lies within ε_v of p in total variati
 ε_v accepts more. Greedy decoding takes a drafted token x where p(x) ≥ (1 − ε_v)·max p: at most
 −log(1 − ε_v) nats of regret. By the chain rule a whole answer is within the sum of what was spent.
 
-Two kinds of tokens never give way: those that a logits processor has excluded stay excluded, and
-the probabilities of guarded tokens (what ends the answer among them) stay exactly what they are.
+Some tokens never gain by it: those that a logits processor has excluded stay excluded, and those
+less than ``floor`` times as probable as the most probable one stay as improbable as they are. A
+small distance alone would allow them: what is wrong half of the time, and all wrong then, is no
+farther from the target than what is worded otherwise half of the time. And the probabilities of
+guarded tokens (what ends the answer among them) stay exactly what they are.
 
 Knows no model: reliance and guards come with the node.
 """
@@ -34,6 +37,7 @@ class Relaxation:
     Attributes:
         epsilon: most that the target gives way at one token.
         gamma: how sharply v counts.
+        floor: least probability of what may gain, as a share of the most probable token's.
         reliance: estimates v.
         guards: what stays strict.
         budget: see :class:`specdec.acceptance.Rule`.
@@ -44,6 +48,7 @@ class Relaxation:
     reliance: Reliance
     guards: Guards
     budget: float | None = None
+    floor: float = 0.0
     coins: ClassVar[int] = 0
 
     def check(self, *, do_sample: bool, processed: bool) -> None:
@@ -63,7 +68,8 @@ class Relaxation:
         epsilon = self.allowed(node)
         if child is not None or epsilon == 0.0 or _holds(fixed, best):
             return Decision(child, best, epsilon=epsilon)
-        most = min(-math.log1p(-epsilon) if epsilon < 1 else math.inf, node.left)
+        share = max(1.0 - epsilon, self.floor)
+        most = min(-math.log(share) if share > 0 else math.inf, node.left)
         tokens = node.tokens
         regrets = [
             math.inf if _holds(fixed, token) else gap
@@ -82,30 +88,36 @@ class Relaxation:
         if most <= 0.0:
             return decide(node.tree, node.index, p, uniform)._replace(epsilon=epsilon)
         if node.tree.siblings == "deterministic":
-            target, spent = onto(p, node.tokens, most, self.guards.tokens)
+            target, spent = onto(p, node.tokens, most, self.guards.tokens, self.floor)
         else:
             q = node.q
             assert q is not None, "DraftTree refuses drawn siblings without q"
-            target, spent = toward(p, q.to(p.device), most, self.guards.tokens)
+            target, spent = toward(p, q.to(p.device), most, self.guards.tokens, self.floor)
         decision = decide(node.tree, node.index, target, uniform, exact=p)
         return decision._replace(epsilon=epsilon, spent=float(spent))
 
 
 def toward(
-    p: Tensor, q: Tensor, epsilon: float | Tensor, fixed: Tensor | None = None
+    p: Tensor,
+    q: Tensor,
+    epsilon: float | Tensor,
+    fixed: Tensor | None = None,
+    floor: float = 0.0,
 ) -> tuple[Tensor, Tensor]:
     """The distribution nearest to ``q`` within ε of ``p`` in total variation.
 
-    With D = (q − p)₊ where p > 0 and S = (p − q)₊, both 0 at fixed tokens:
-    ``r = p + m·(D / ΣD − S / ΣS)``, ``m = min(ε, ΣD, ΣS)``. Where p has all of q's support and
-    nothing is fixed, that is ``(1 − λ)·p + λ·q`` with ``λ = min(1, ε / TV(p, q))``. A draw from q
-    is accepted against r with probability ``1 − TV(p, q) + m``.
+    With D = (q − p)₊ where 0 < p ≥ floor·max p and S = (p − q)₊, both 0 at fixed tokens:
+    ``r = p + m·(D / ΣD − S / ΣS)``, ``m = min(ε, ΣD, ΣS)``. Where p has all of q's support, no
+    token is below the floor and none is fixed, that is ``(1 − λ)·p + λ·q`` with
+    ``λ = min(1, ε / TV(p, q))``. A draw from q is accepted against r with probability
+    ``1 − TV(p, q) + m``.
 
     Args:
         p: float64 ``(..., V)``, normalised.
         q: ``(..., W)``, normalised; tokens that one of the two lacks count as 0.
         epsilon: at least 0, a number or ``(..., 1)``.
         fixed: bool ``(V,)``: tokens whose probabilities must not change.
+        floor: see :class:`Relaxation`.
 
     Returns:
         ``r``, float64 ``(..., V)``, and ``TV(r, p) = m``, ``(...)``.
@@ -116,21 +128,26 @@ def toward(
     change -= p
     if fixed is not None:
         change.masked_fill_(fixed.to(p.device), 0.0)
-    gain = change.clamp_min(0.0).masked_fill_(p <= 0, 0.0)
+    gain = change.clamp_min(0.0).masked_fill_(_improbable(p, floor), 0.0)
     loss = change.clamp_max_(0.0).neg_()
     return _move(p, gain, loss, epsilon)
 
 
 def onto(
-    p: Tensor, tokens: Sequence[int], epsilon: float | Tensor, fixed: Tensor | None = None
+    p: Tensor,
+    tokens: Sequence[int],
+    epsilon: float | Tensor,
+    fixed: Tensor | None = None,
+    floor: float = 0.0,
 ) -> tuple[Tensor, Tensor]:
     """``p`` with up to ε of its mass moved from other tokens onto the drafted ones, in proportion.
 
     Args:
         p: float64 ``(V,)``, normalised.
-        tokens: the drafted ones; those without probability stay without.
+        tokens: the drafted ones; those below the floor stay as they are.
         epsilon: at least 0.
         fixed: bool ``(V,)``: tokens whose probabilities must not change.
+        floor: see :class:`Relaxation`.
 
     Returns:
         ``r``, float64 ``(V,)``, and ``TV(r, p)``.
@@ -138,10 +155,16 @@ def onto(
     drafted = torch.zeros(p.shape, dtype=torch.bool, device=p.device)
     drafted[[token for token in tokens if 0 <= token < p.shape[0]]] = True
     free = torch.ones_like(drafted) if fixed is None else ~fixed.to(p.device)
-    inside, outside = p * (drafted & free), p * (~drafted & free)
+    inside = p * (drafted & free & ~_improbable(p, floor))
+    outside = p * (~drafted & free)
     # As much as lies outside can be moved, whatever lies inside, if anything does.
     gain = inside * (1.0 / inside.sum()) if inside.any() else inside
     return _move(p, gain, outside, epsilon)
+
+
+def _improbable(p: Tensor, floor: float) -> Tensor:
+    """bool ``(..., V)``: tokens that must not gain."""
+    return (p <= 0) | (p < floor * p.amax(-1, keepdim=True))
 
 
 def _move(p: Tensor, gain: Tensor, loss: Tensor, epsilon: float | Tensor) -> tuple[Tensor, Tensor]:

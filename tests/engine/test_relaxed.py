@@ -52,7 +52,7 @@ def answer(model: PreTrainedModel, drafter: Any, acceptance: Any, ids: Tensor, *
 
 
 def relaxed(epsilon: float, **how: Any) -> Relaxed:
-    return Relaxed(epsilon, **{"reliance": Constant(0.25), "guards": ()} | how)
+    return Relaxed(epsilon, **{"reliance": Constant(0.25), "guards": (), "floor": 0.0} | how)
 
 
 @torch.no_grad()
