@@ -81,6 +81,7 @@ def build(hidden: int, layers: int, vocab_size: int) -> PreTrainedModel:
         tie_word_embeddings=True,
         dtype="bfloat16",
     )
+    model: Any  # transformers wraps `to` without its signature
     with torch.device("meta"):
         model = Qwen2ForCausalLM(config)
     model = model.to_empty(device="cpu").to(torch.bfloat16)
@@ -90,7 +91,8 @@ def build(hidden: int, layers: int, vocab_size: int) -> PreTrainedModel:
     # What is no parameter was on meta, too.
     model.model.rotary_emb = type(model.model.rotary_emb)(config)
     model.generation_config.eos_token_id = None
-    return model.eval()
+    made: PreTrainedModel = model.eval()
+    return made
 
 
 def policies(hidden: int) -> dict[str, tuple[Acceptance, bool]]:

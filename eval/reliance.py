@@ -15,7 +15,7 @@ import typer
 from specdec.eval import suite
 from specdec.eval.record import machine, write
 
-FOLDER = suite.QUESTIONS / "reliance"
+FOLDER = suite.MODEL / "reliance"
 
 
 def reliance(

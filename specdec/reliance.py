@@ -13,6 +13,7 @@ from typing import Literal, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
+from torch.nn.functional import gelu
 
 Need = Literal["hidden", "visual_mass", "divergence"]
 
@@ -92,17 +93,34 @@ class Divergence:
         return _divergence(evidence).clamp(0, 1)
 
 
-@dataclass(frozen=True, eq=False)
-class Probe:
-    """Logistic regression on the last hidden state, its standardisation folded in.
+class Layer(NamedTuple):
+    """M hidden units: ``out · gelu(weight · x + bias)`` is added to a score.
 
     Attributes:
-        weight: float32 ``(H,)``.
-        bias: float32 ``()``.
+        weight: float32 ``(M, H)``.
+        bias: float32 ``(M,)``.
+        out: float32 ``(M,)``.
     """
 
     weight: Tensor
     bias: Tensor
+    out: Tensor
+
+
+@dataclass(frozen=True, eq=False)
+class Probe:
+    """Logistic regression on the last hidden state, its standardisation folded in; with a small
+    hidden layer beside the straight path, if there is one.
+
+    Attributes:
+        weight: float32 ``(H,)``.
+        bias: float32 ``()``.
+        layer: the hidden layer.
+    """
+
+    weight: Tensor
+    bias: Tensor
+    layer: Layer | None = None
 
     @property
     def needs(self) -> frozenset[Need]:
@@ -112,7 +130,12 @@ class Probe:
         """Log-odds, float32 ``(N,)``."""
         if evidence.hidden is None:
             raise ValueError("a probe reads hidden states, and none were given")
-        return _linear(evidence.hidden, self.weight, self.bias, "hidden states of width")
+        hidden = evidence.hidden.float()
+        straight = _linear(hidden, self.weight, self.bias, "hidden states of width")
+        if self.layer is None:
+            return straight
+        weight, bias, out = (tensor.to(hidden.device) for tensor in self.layer)
+        return straight + gelu(hidden @ weight.T + bias) @ out
 
     def values(self, evidence: Evidence) -> Tensor:
         return self.score(evidence).sigmoid()

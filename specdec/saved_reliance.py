@@ -17,7 +17,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor
 
-from specdec.reliance import Attention, Combined, Probe, Reliance
+from specdec.reliance import Attention, Combined, Layer, Probe, Reliance
 
 Kind = Literal["probe", "attention", "combined"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
@@ -29,6 +29,7 @@ _PARTS: Mapping[Kind, tuple[str, ...]] = {
     "attention": ("attention.weight", "attention.bias", "attention.edges", "attention.frequencies"),
     "combined": ("combined.weight", "combined.bias"),
 }
+_LAYER = tuple(f"probe.layer.{name}" for name in Layer._fields)
 _TRAIN = "`specdec train-probe` trains one for this model"
 
 
@@ -59,6 +60,8 @@ def save_reliance(
         facts: figures, and how it was trained.
     """
     tensors = {"probe.weight": probe.weight, "probe.bias": probe.bias}
+    if probe.layer is not None:
+        tensors |= zip(_LAYER, probe.layer, strict=True)
     if combined is not None:
         attention = combined.attention
         tensors |= {
@@ -76,6 +79,7 @@ def save_reliance(
         "verifier": verifier,
         "drafter": drafter,
         "hidden_size": len(probe.weight),
+        "probe_units": 0 if probe.layer is None else len(probe.layer.out),
         "layers": layers,
         "heads": heads,
         "kinds": ["probe"] if combined is None else list(_PARTS),
@@ -127,7 +131,8 @@ def load_reliance(
             f"{settings['fingerprint'][:12]}, the model here has {str(fingerprint)[:12]}; {_TRAIN}"
         )
     tensors = {name: tensor.to(device) for name, tensor in _tensors(folder, settings).items()}
-    probe = Probe(*(tensors[name] for name in _PARTS["probe"]))
+    layer = Layer(*(tensors[name] for name in _LAYER)) if settings["probe_units"] else None
+    probe = Probe(tensors["probe.weight"], tensors["probe.bias"], layer)
     if kind == "probe":
         return probe
     attention = Attention(*(tensors[name] for name in _PARTS["attention"]))
@@ -173,10 +178,13 @@ def _tensors(folder: str | PathLike[str], settings: Mapping[str, Any]) -> dict[s
     if hashlib.sha256(data).hexdigest() != settings["tensors_sha256"]:
         raise ValueError(f"{file} is not the one that {FACTS} beside it was written for; {_TRAIN}")
     edges = tensors["attention.edges"].shape if "attention.edges" in tensors else (0,)
-    shapes: dict[str, tuple[int, ...]] = {"probe.weight": (settings["hidden_size"],)}
+    hidden_size, units = settings["hidden_size"], settings["probe_units"]
+    shapes: dict[str, tuple[int, ...]] = {"probe.weight": (hidden_size,)}
+    shapes |= zip(_LAYER, ((units, hidden_size), (units,), (units,)), strict=True)
     shapes |= {"attention.weight": (settings["heads"],), "combined.weight": (3,)}
     shapes |= dict.fromkeys(("attention.edges", "attention.frequencies"), tuple(edges))
-    for name in (name for kind in settings["kinds"] for name in _PARTS[kind]):
+    parts = [_PARTS[kind] for kind in settings["kinds"]] + ([_LAYER] if units else [])
+    for name in (name for part in parts for name in part):
         shape = tuple(tensors[name].shape) if name in tensors else None
         if shape != shapes.get(name, ()):
             raise ValueError(

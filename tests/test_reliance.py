@@ -17,13 +17,20 @@ from specdec.reliance import (
     Constant,
     Divergence,
     Evidence,
+    Layer,
     Probe,
     Reliance,
 )
 from specdec.saved_reliance import load_reliance, save_reliance
 
 HEADS = (2, 1)
-PROBE = Probe(torch.tensor([1.0, -2.0, 0.5, 0.3]), torch.tensor(0.25))
+LAYER = Layer(
+    torch.tensor([[1.0, 0.0, -1.0, 2.0], [0.5, 0.5, 0.0, 0.0]]),
+    torch.tensor([0.1, -0.2]),
+    torch.tensor([0.6, -0.7]),
+)
+LINE = Probe(torch.tensor([1.0, -2.0, 0.5, 0.3]), torch.tensor(0.25))
+PROBE = Probe(LINE.weight, LINE.bias, LAYER)
 ATTENTION = Attention(
     torch.tensor([1.0, 2.0, -1.0]),
     torch.tensor(0.5),
@@ -31,7 +38,7 @@ ATTENTION = Attention(
     torch.tensor([0.1, 0.1, 0.9]),
 )
 COMBINED = Combined(PROBE, ATTENTION, torch.tensor([0.7, 0.2, -0.4]), torch.tensor(0.1))
-EVERY = [Constant(0.3), Divergence(), PROBE, ATTENTION, COMBINED]
+EVERY = [Constant(0.3), Divergence(), LINE, PROBE, ATTENTION, COMBINED]
 
 
 def evidence(nodes: int = 5) -> Evidence:
@@ -51,6 +58,11 @@ def by_hand(estimator: Reliance, given: Evidence, node: int) -> float:
     assert given.divergence is not None
     divergence = float(given.divergence[node])
     logit = float((given.hidden[node].double() * PROBE.weight.double()).sum()) + 0.25
+    if estimator is LINE:
+        return sigmoid(logit)
+    for weight, bias, out in zip(*(tensor.tolist() for tensor in LAYER), strict=True):
+        x = sum(h * w for h, w in zip(given.hidden[node].tolist(), weight, strict=True)) + bias
+        logit += out * x * (1 + math.erf(x / math.sqrt(2))) / 2
     masses = [mass for layer in given.visual_mass for mass in layer[node].tolist()]
     mass = masses[0] + 2 * masses[1] - masses[2] + 0.5
     if estimator is PROBE:
@@ -149,6 +161,13 @@ def test_loaded_is_what_was_saved(tmp_path: Path) -> None:
     assert files == ["reliance.json", "reliance.safetensors"]
 
 
+def test_a_probe_without_hidden_units_is_one_when_loaded(tmp_path: Path) -> None:
+    save_reliance(
+        tmp_path, LINE, None, fingerprint="", verifier="", drafter="", layers=2, heads=0, facts={}
+    )
+    assert torch.equal(load_reliance(tmp_path).values(evidence()), LINE.values(evidence()))
+
+
 def test_a_verifier_without_visual_mass_has_a_probe_only(tmp_path: Path) -> None:
     saved(tmp_path, combined=None)
     assert torch.equal(load_reliance(tmp_path).values(evidence()), PROBE.values(evidence()))
@@ -183,6 +202,7 @@ def test_what_cannot_be_used_is_refused(tmp_path: Path) -> None:
     ("change", "message"),
     [
         ({"hidden_size": 8}, r"probe.weight has shape \(4,\), reliance.json speaks of \(8,\)"),
+        ({"probe_units": 3}, r"probe.layer.weight has shape \(2, 4\), .* speaks of \(3, 4\)"),
         ({"heads": 8}, r"attention.weight has shape \(3,\), reliance.json speaks of \(8,\)"),
         ({"version": 9}, "of version 9, this specdec reads 1"),
     ],

@@ -13,9 +13,12 @@ from specdec.choice import resolve_drafter
 from specdec.demo import ASSETS, Demo, Question, load, questions
 from specdec.engine import Decoding, Engine
 from specdec.interfaces import Prompt
+from specdec.reliance import Evidence
+from specdec.saved_reliance import KINDS, Kind, load_reliance
 from specdec.training import grading
 from specdec.tree import chain, random_topology, static
 from specdec.verifiers import TransformersVerifier
+from specdec.verifiers.fingerprint import fingerprint
 from support.fake_drafters import GuessingDrafter
 
 pytestmark = [
@@ -108,3 +111,20 @@ def test_answers_depend_on_the_image() -> None:
         said = generator.generate(**blank, do_sample=False, max_new_tokens=NEW_TOKENS)
         changed += said[0, given["input_ids"].shape[1] :].tolist() != answer
     assert changed >= 18
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_estimators_are_for_this_model(kind: Kind, dtype: torch.dtype) -> None:
+    """A model that was trained anew beside estimators of the old one would be refused by users."""
+    model = load(dtype=dtype).model
+    estimator = load_reliance(ASSETS / "lvlm" / "reliance", kind, fingerprint=fingerprint(model))
+    text = model.config.get_text_config()
+    given = Evidence(
+        torch.zeros(3, text.hidden_size, dtype=dtype),
+        [torch.zeros(3, text.num_attention_heads)] * text.num_hidden_layers,
+        torch.zeros(3),
+    )
+    values = estimator.values(given)
+    assert values.shape == (3,)
+    assert bool(((values >= 0) & (values <= 1)).all())

@@ -12,12 +12,14 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from specdec.reliance import Attention, Combined, Divergence, Probe, Reliance
+from specdec.reliance import Attention, Combined, Divergence, Layer, Probe, Reliance
 from specdec.training import logistic
 from specdec.training.ranking import figure
 from specdec.training.readings import Tokens
 
 VALIDATING = 5  # one image in so many chooses penalties and weighs the scores against each other
+
+PROBE_PENALTIES = (3e-3, 1e-2, 2e-2, 5e-2, 0.1)  # hidden units take more than a line does
 
 
 class Trained(NamedTuple):
@@ -56,11 +58,14 @@ def train(every: Tokens, seed: int = 0) -> Trained:
             f"{len(label)} mismatches on {len(wrong.images.unique())} images are too few to learn "
             "from and validate on; more questions are needed"
         )
-    penalty, early = logistic.choose(wrong.hidden, label, validating)
-    probe = Probe(*logistic.fit(wrong.hidden, label, penalty))
+    penalty, early = logistic.choose(
+        logistic.fit_curve, wrong.hidden, label, validating, PROBE_PENALTIES
+    )
+    line, *units = logistic.fit_curve(wrong.hidden, label, penalty)
+    probe = Probe(*line, Layer(*units))
     if not wrong.visual_mass.shape[1]:
         return Trained(probe, None, {"probe": penalty})
-    mass_penalty, early_mass = logistic.choose(wrong.visual_mass, label, validating)
+    mass_penalty, early_mass = logistic.choose(logistic.fit, wrong.visual_mass, label, validating)
     line = logistic.fit(wrong.visual_mass, label, mass_penalty)
     table = logistic.quantile_table(line.score(wrong.visual_mass), label)
     kept = wrong.where(validating)

@@ -1,4 +1,5 @@
-"""Logistic regression with an L2 penalty, and frequencies that never decrease.
+"""Logistic regression with an L2 penalty, with hidden units if wanted, and frequencies that never
+decrease.
 
 Full-batch and in float64: there are few features, and the result must not depend on an optimiser's
 settings. Knows nothing of what features and labels mean.
@@ -6,15 +7,26 @@ settings. Knows nothing of what features and labels mean.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Sequence
+from typing import NamedTuple, Protocol, TypeVar
 
 import torch
 from torch import Tensor
+from torch.nn.functional import gelu
 
 from specdec.training.ranking import auroc
 
-PENALTIES = (1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0)  # per thing: times T is what is added to the loss
+PENALTIES = (1e-4, 1e-3, 3e-3, 1e-2, 2e-2, 5e-2, 0.1, 1.0)
+
+
+class Scorer(Protocol):
+    """What has been fitted."""
+
+    def score(self, features: Tensor) -> Tensor:
+        """Log-odds ``(T,)`` of features ``(T, F)``, float32."""
+
+
+_S = TypeVar("_S", bound=Scorer)
 
 
 class Line(NamedTuple):
@@ -30,6 +42,22 @@ class Line(NamedTuple):
         return features.float() @ self.weight + self.bias
 
 
+class Curve(NamedTuple):
+    """A line and M hidden units beside it, ``out · gelu(units · x + offset)``: float32 ``(M, F)``,
+    ``(M,)`` and ``(M,)``. Standardisation is folded in.
+    """
+
+    line: Line
+    units: Tensor
+    offset: Tensor
+    out: Tensor
+
+    def score(self, features: Tensor) -> Tensor:
+        """Log-odds ``(T,)`` of features ``(T, F)``."""
+        bent = gelu(features.float() @ self.units.T + self.offset) @ self.out
+        return self.line.score(features) + bent
+
+
 def fit(features: Tensor, label: Tensor, penalty: float) -> Line:
     """Logistic regression on standardised features.
 
@@ -41,6 +69,15 @@ def fit(features: Tensor, label: Tensor, penalty: float) -> Line:
     Raises:
         ValueError: all labels are alike.
     """
+    return fit_curve(features, label, penalty, units=0).line
+
+
+def fit_curve(
+    features: Tensor, label: Tensor, penalty: float, *, units: int = 16, seed: int = 0
+) -> Curve:
+    """The same with hidden units, whose weights are penalised alike. There may be several minima;
+    ``seed`` settles from where one is looked for.
+    """
     if bool(label.all()) or not bool(label.any()):
         raise ValueError(
             f"all of {len(label)} tokens to learn from are of one kind; more questions are needed"
@@ -50,41 +87,52 @@ def fit(features: Tensor, label: Tensor, penalty: float) -> Line:
     # A feature that never changes says nothing; its weight is pulled to 0.
     scale = torch.where(scale > 1e-12 * (1 + mean.abs()), scale, torch.inf)
     x = (x - mean) / scale
-    weight = torch.zeros(x.shape[1], dtype=torch.float64, requires_grad=True)
-    bias = torch.zeros((), dtype=torch.float64, requires_grad=True)
+    width = x.shape[1]
+    generator = torch.Generator().manual_seed(seed)
+    straight, bias = x.new_zeros(width), x.new_zeros(())
+    inner = torch.randn(units, width, generator=generator, dtype=x.dtype) / width**0.5
+    offset = x.new_zeros(units)
+    out = torch.randn(units, generator=generator, dtype=x.dtype) / max(units, 1) ** 0.5
+    weights = (straight, inner, out)
+    every = [tensor.requires_grad_() for tensor in (*weights, bias, offset)]
     optimiser = torch.optim.LBFGS(
-        [weight, bias], max_iter=500, tolerance_grad=1e-8, line_search_fn="strong_wolfe"
+        every, max_iter=500, history_size=20, tolerance_grad=1e-8, line_search_fn="strong_wolfe"
     )
 
     def loss() -> Tensor:
         optimiser.zero_grad()
-        value = torch.nn.functional.binary_cross_entropy_with_logits(x @ weight + bias, y)
-        value = value + penalty / 2 * weight.square().sum()
+        logits = x @ straight + bias + gelu(x @ inner.T + offset) @ out
+        value = torch.nn.functional.binary_cross_entropy_with_logits(logits, y)
+        for weight in weights:
+            value = value + penalty / 2 * weight.square().sum()
         torch.autograd.backward(value)
         return value
 
     with torch.enable_grad():
         optimiser.step(loss)
-    found = weight.detach() / scale
-    return Line(found.float(), (bias.detach() - found @ mean).float())
+    found, within = straight.detach() / scale, inner.detach() / scale
+    line = Line(found.float(), (bias.detach() - found @ mean).float())
+    offset = (offset.detach() - within @ mean).float()
+    return Curve(line, within.float(), offset, out.detach().float())
 
 
 def choose(
+    fit: Callable[[Tensor, Tensor, float], _S],
     features: Tensor,
     label: Tensor,
     validating: Tensor,
     penalties: Sequence[float] = PENALTIES,
-) -> tuple[float, Line]:
-    """The penalty with which a line fitted to the others ranks the ``validating`` ones best, and
-    that line. ``validating``: bool ``(T,)``.
+) -> tuple[float, _S]:
+    """The penalty with which what is fitted to the others ranks the ``validating`` ones best, and
+    what was fitted. ``validating``: bool ``(T,)``.
     """
     tried = []
     for penalty in penalties:
-        line = fit(features[~validating], label[~validating], penalty)
-        area = float(auroc(line.score(features[validating]), label[validating]))
-        tried.append((area, penalty, line))
-    _, penalty, line = max(tried, key=lambda each: each[0])
-    return penalty, line
+        found = fit(features[~validating], label[~validating], penalty)
+        area = float(auroc(found.score(features[validating]), label[validating]))
+        tried.append((area, penalty, found))
+    _, penalty, found = max(tried, key=lambda each: each[0])
+    return penalty, found
 
 
 def quantile_table(score: Tensor, label: Tensor, edges: int = 33) -> tuple[Tensor, Tensor]:

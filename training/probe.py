@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import json
 import shutil
-import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -82,7 +81,6 @@ def run(plan: Plan, out: Path) -> dict[str, Any]:  # Any: JSON values
     reader, mark = _reader(plan, loaded), fingerprint(loaded.model)
     work = out / "work"
     _claim(work, asdict(plan) | {"fingerprints": [mark, fingerprint(loaded.drafter.model)]})
-    began = time.monotonic()
 
     def read(name: str, batches: Iterator[Asking], minutes: float, seed: int) -> Any:
         parts = []
@@ -96,9 +94,7 @@ def run(plan: Plan, out: Path) -> dict[str, Any]:  # Any: JSON values
 
     held_out = read("held-out", _held_out(prompts, plan), float("inf"), plan.seed + 1_000_000)
     every = read("training", _training(prompts, plan), plan.minutes, plan.seed)
-    collected = time.monotonic()
     trained = estimators.train(every, plan.seed)
-    fitted = time.monotonic()
     facts = {
         "figures": estimators.figures(trained.kinds, held_out),
         "training": {
@@ -113,8 +109,7 @@ def run(plan: Plan, out: Path) -> dict[str, Any]:  # Any: JSON values
             "batch": plan.batch,
             "max_new_tokens": plan.max_new_tokens,
             "seed": plan.seed,
-            "collecting_seconds": round(collected - began, 1),
-            "fitting_seconds": round(fitted - collected, 2),
+            "questions": plan.questions,
         },
     }
     spec = reader.verifier.spec

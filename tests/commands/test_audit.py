@@ -26,8 +26,11 @@ def test_every_relaxed_token_is_marked(
     cli: Cli, llava: Path, drafter: Path, picture: Path, tmp_path: Path
 ) -> None:
     """Marks that slip by a token, or sums of something else than what is in the ledger."""
-    out = tmp_path / "ledger.json"
-    options = ("--epsilon", 0.99, "--gamma", 0, "--reliance", "divergence", "--json", out)
+    out, policy = tmp_path / "ledger.json", tmp_path / "policy.json"
+    model = AutoModelForImageTextToText.from_pretrained(llava)
+    # Every word of this vocabulary has a digit in it.
+    save_policy(policy, specdec.Relaxed(0.99, "divergence", gamma=0.0, guards=()), model)
+    options = ("--acceptance", policy, "--json", out)
     result = cli("audit", *asked(llava, drafter, picture), *options)
     assert result.exit_code == 0, result.stderr
     record = json.loads(out.read_text())

@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from specdec.training import logistic
+from specdec.training.ranking import auroc
 
 
 def test_a_known_direction_is_found() -> None:
@@ -47,6 +48,21 @@ def test_labels_of_one_kind_are_refused() -> None:
         logistic.fit(torch.randn(4, 2), torch.ones(4, dtype=torch.bool), 1.0)
 
 
+def test_hidden_units_find_what_no_line_can() -> None:
+    """Kinds that differ in a sign's product. A line is as good as chance, 0.5; the features are far
+    from standard, and what is returned takes them as they are."""
+    generator = torch.Generator().manual_seed(5)
+    x = torch.randn(2000, 3, generator=generator) * 50 + 20
+    label = (x[:, 0] - 20) * (x[:, 1] - 20) > 0
+    half = torch.arange(2000) < 1000
+    for units, low, high in ((0, 0.4, 0.6), (8, 0.97, 1.0)):
+        curve = logistic.fit_curve(x[half], label[half], 1e-3, units=units)
+        area = float(auroc(curve.score(x[~half]), label[~half]))
+        assert low <= area <= high
+    again = logistic.fit_curve(x[half], label[half], 1e-3, units=8)
+    assert torch.equal(again.units, curve.units)
+
+
 def test_the_penalty_is_chosen_by_the_others() -> None:
     """Chosen on what was fitted, the weakest penalty would always win. Here there is noise in many
     features, so a strong one does better."""
@@ -54,7 +70,7 @@ def test_the_penalty_is_chosen_by_the_others() -> None:
     x = torch.randn(200, 80, generator=generator)
     label = x[:, 0] + 2 * torch.randn(200, generator=generator) > 0
     validating = torch.arange(200) % 2 == 0
-    penalty, line = logistic.choose(x, label, validating)
+    penalty, line = logistic.choose(logistic.fit, x, label, validating)
     assert penalty > logistic.PENALTIES[0]
     again = logistic.fit(x[~validating], label[~validating], penalty)
     assert torch.equal(line.weight, again.weight)
