@@ -79,7 +79,9 @@ def calibrate(
     ] = 1,
     tree: Annotated[int, typer.Option(min=1, help="Draft a chain of so many tokens.")] = 8,
     max_new_tokens: Annotated[int, typer.Option(min=2, help="Longest answer.")] = 160,
-    dtype: Annotated[str, typer.Option(help="Of the model: float32, bfloat16, …")] = "float32",
+    dtype: Annotated[
+        str, typer.Option(help="Of the model: float32, bfloat16 or float16.")
+    ] = "float32",
     seed: Annotated[int, typer.Option(help="Of what is sampled.")] = 0,
 ) -> None:
     """Find the most permissive acceptance that loses no more than a given share of quality.
@@ -198,6 +200,7 @@ def _decoder(
         ValueError: something of it is not there, or does not fit.
     """
     import torch
+    from transformers.utils import logging
 
     from specdec import demo
     from specdec.choice import resolve_drafter
@@ -205,9 +208,10 @@ def _decoder(
     from specdec.eval.policy_runs import Decoder
     from specdec.tree import chain
 
-    number_type = getattr(torch, dtype, None)
-    if not isinstance(number_type, torch.dtype):
+    if dtype not in ("float32", "bfloat16", "float16"):
         raise ValueError(f"--dtype {dtype}: expected float32, bfloat16 or float16")
+    number_type = getattr(torch, dtype)
+    logging.disable_progress_bar()
     chosen: Drafter | None
     if model == DEMO:
         loaded, processor, chosen = demo.load(dtype=number_type)

@@ -32,7 +32,7 @@ def fidelity(
     ] = None,
     generated: Annotated[
         int, typer.Option(min=0, help="More held-out questions from the generator.")
-    ] = 600,
+    ] = 300,
     tree: Annotated[int, typer.Option(min=1, help="Draft a chain of so many tokens.")] = 8,
     temperature: Annotated[
         list[float] | None, typer.Option(help="Of the answers; may be repeated. Default 0 and 0.7.")
@@ -40,7 +40,7 @@ def fidelity(
     samples: Annotated[
         int, typer.Option(min=1, help="Answers to each question where they are sampled.")
     ] = 1,
-    timed: Annotated[int, typer.Option(min=0, help="Questions to time policies on.")] = 40,
+    timed: Annotated[int, typer.Option(min=0, help="Questions to time policies on.")] = 20,
     family: Annotated[
         list[str] | None,
         typer.Option(help="Only families whose names begin so, and those they are compared with."),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -62,12 +63,15 @@ _COLOURS = {
 }
 
 
+_STYLES = {"1": "-", "4": "--", "16": ":"}  # by γ
+
+
 def plot(result: Json, path: Path) -> None:
     """A panel per temperature: accuracy retained against τ, a line per family."""
     from matplotlib.figure import Figure
 
     found = result["results"]
-    figure = Figure(figsize=(7.5 * len(found), 5.5), layout="constrained")
+    figure = Figure(figsize=(7.5 * len(found), 6.5), layout="constrained")
     for axes, (at, each) in zip(
         figure.subplots(1, len(found), squeeze=False)[0], found.items(), strict=True
     ):
@@ -85,16 +89,17 @@ def plot(result: Json, path: Path) -> None:
             ylabel="grounded accuracy retained, %",
             ylim=(70, 102),
         )
-        axes.legend(fontsize=7, ncols=2, loc="lower left")
+        axes.legend(fontsize=7, ncols=4, loc="upper center", bbox_to_anchor=(0.5, -0.12))
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=130)
 
 
 def _line(axes: Any, name: str, rows: list[Json]) -> None:
     colour = next(shade for prefix, shade in _COLOURS.items() if name.startswith(prefix))
-    style = "-" if "γ=1" in name or "γ" not in name else "--"
-    if "no guards" in name:
-        style = ":" if style == "-" else "-."
+    gamma = re.search(r"γ=(\d+)", name)
+    style = "-." if "no guards" in name else _STYLES[gamma[1] if gamma else "1"]
+    if "graded" in name:
+        style = "--"
     values = [100 * row["fields_retained"]["value"] for row in rows]
     low = [100 * row["fields_retained"]["low"] for row in rows]
     high = [100 * row["fields_retained"]["high"] for row in rows]

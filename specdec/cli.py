@@ -13,6 +13,7 @@ from typer.core import TyperGroup
 
 import specdec
 from specdec.commands import UserError
+from specdec.commands.audit import audit
 from specdec.commands.demo import DemoCommand, demo
 from specdec.commands.doctor import doctor
 from specdec.commands.generate import generate
@@ -46,6 +47,7 @@ app = typer.Typer(
 # it imports when it runs.
 app.command(cls=DemoCommand)(demo)
 app.command()(generate)
+app.command()(audit)
 app.command()(doctor)
 app.command()(distill)
 app.command()(calibrate)

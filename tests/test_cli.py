@@ -33,7 +33,10 @@ def test_version() -> None:
     assert result.stdout == f"specdec {specdec.__version__}\n"
 
 
-@pytest.mark.parametrize("command", ["demo", "generate", "doctor", "distill", "train-probe"])
+@pytest.mark.parametrize(
+    "command",
+    ["demo", "generate", "audit", "doctor", "distill", "train-probe", "calibrate"],
+)
 def test_every_command_has_help(command: str) -> None:
     result = CliRunner().invoke(cli.app, [command, "--help"])
     assert result.exit_code == 0

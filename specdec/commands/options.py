@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import math
 from enum import StrEnum
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
 
 from specdec.commands.errors import UserError
 
@@ -35,6 +38,72 @@ class Precision(StrEnum):
             Precision.FP32: torch.float32,
         }
         return dtypes.get(self, "auto")
+
+
+# What commands that answer a prompt have in common.
+ModelOption = Annotated[
+    str,
+    typer.Option(
+        metavar="DIR", help="Folder of a transformers checkpoint; `demo` is the one shipped."
+    ),
+]
+PromptOption = Annotated[str, typer.Option(help="What to ask.")]
+ImageOption = Annotated[
+    list[Path] | None,
+    typer.Option(metavar="FILE", help="An image to ask about; may be given several times."),
+]
+DrafterOption = Annotated[
+    str | None,
+    typer.Option(
+        metavar="DIR|ngram|none",
+        help="Who drafts: a saved drafter or language model with the same tokenizer, prompt "
+        "look-up, or nobody. Default: ngram, and for the demo model its own drafter.",
+    ),
+]
+TreeOption = Annotated[
+    str,
+    typer.Option(
+        metavar="K|A,B,…",
+        help="Largest draft: a line of K tokens, or A children, B children of each of them, ….",
+    ),
+]
+LengthOption = Annotated[int, typer.Option(min=1, help="Longest answer.")]
+TemperatureOption = Annotated[
+    float, typer.Option(min=0.0, help="0 takes the most probable token, more samples.")
+]
+TopPOption = Annotated[
+    float | None,
+    typer.Option(min=0.0, max=1.0, help="Sample from the most probable tokens of this mass."),
+]
+SeedOption = Annotated[
+    int | None, typer.Option(min=0, help="Seed for sampling; random if not given.")
+]
+PrecisionOption = Annotated[
+    Precision, typer.Option(help="Numbers to compute with; auto: as the checkpoint was saved.")
+]
+PixelsOption = Annotated[int, typer.Option(min=1, help="Largest image that is decoded, in pixels.")]
+AcceptanceOption = Annotated[
+    str,
+    typer.Option(
+        metavar="lossless|FILE",
+        help="How drafts are accepted: as the model alone would answer, or by a policy file of "
+        "`specdec calibrate`.",
+    ),
+]
+
+
+def check_acceptance(text: str) -> str:
+    """What `--acceptance` means, for `specdec.generate`.
+
+    Raises:
+        UserError: there is no such policy file.
+    """
+    if text != "lossless" and not Path(text).is_file():
+        raise UserError(
+            f"--acceptance {text}: no such file; expected lossless or a policy file, which "
+            "`specdec calibrate` writes"
+        )
+    return text
 
 
 def parse_tree(text: str) -> Topology:
