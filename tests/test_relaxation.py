@@ -231,7 +231,7 @@ def test_sequences_follow_the_relaxed_target(mode: Siblings, shape: str) -> None
 
 
 def without_ban(
-    p: Tensor, q: Tensor, epsilon: float, fixed: Tensor | None = None
+    p: Tensor, q: Tensor, epsilon: float, fixed: Tensor | None = None, floor: float = 0.0
 ) -> tuple[Tensor, Tensor]:
     """ε spent on tokens that truncation has excluded."""
     weight = min(1.0, epsilon / max(float(total_variation(p, q)), 1e-12))
