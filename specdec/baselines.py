@@ -20,8 +20,8 @@ from specdec.sampling import draw
 
 
 def uniform(epsilon: float, *, budget: float | None = None, floor: float = 0.0) -> Relaxed:
-    """The bound of :class:`specdec.Relaxed` without weights: every token may give way by ε,
-    whatever the image says, those that end the answer excepted.
+    """The bound of :class:`specdec.Relaxed` alone: every token may give way by ε, whatever the
+    image says, those that end the answer excepted. Without a floor unless one is given.
     """
     return Relaxed(epsilon, Constant(0.0), 0.0, guards=(), budget=budget, floor=floor)
 

@@ -489,3 +489,53 @@ def test_what_was_relaxed_is_told_apart(mode: Siblings) -> None:
         Node(tree, 0, p.log(), p.log()[None], reliance=0.0), lambda: (1 + wide) / 2
     )
     assert (refused.child, refused.relaxed) == (None, False)
+
+
+# The floor
+
+
+@given(p=weights, q=weights, epsilon=st.floats(0, 1), floor=st.floats(0, 1))
+def test_what_is_below_the_floor_gains_nothing(
+    p: list[float], q: list[float], epsilon: float, floor: float
+) -> None:
+    """Towards the drafter and onto its children; the bound holds as without."""
+    target, proposal = dist(*p), dist(*q)
+    low = target < floor * target.max()
+    drafted = proposal.argsort(descending=True)[:2].tolist()
+    for r, spent in (
+        toward(target, proposal, epsilon, floor=floor),
+        onto(target, drafted, epsilon, floor=floor),
+    ):
+        size = min(len(p), len(r))
+        assert bool((r[:size][low] <= target[low]).all())
+        assert float(total_variation(r, target)) == pytest.approx(float(spent), abs=1e-12)
+        assert float(spent) <= epsilon
+    free = toward(target, proposal, epsilon)
+    if not bool((low & (target > 0)).any()):
+        assert torch.equal(toward(target, proposal, epsilon, floor=floor)[0], free[0])
+
+
+@pytest.mark.parametrize("mode", SIBLING_MODES)
+def test_the_decided_token_follows_the_target_above_the_floor(mode: Siblings) -> None:
+    """Integrated exactly: rejection is against the very distribution that the floor leaves."""
+    p, q = dist(50, 20, 8, 2, 1), dist(1, 1, 1, 4, 3)
+    relaxed = replace(rule(0.5, vocab=5), floor=0.1)
+    law = decided_law(p, q, 2, mode, accept=accepting(relaxed))
+    drafted = q.argsort(descending=True)[:2].tolist()
+    if mode == "deterministic":
+        expected = p.numpy()  # both children, 3 and 4, are below it
+    else:
+        expected = toward(p, q, 0.5, floor=0.1)[0].numpy()
+        assert expected[2] > p[2]
+        assert expected[3] == pytest.approx(float(p[3]))
+    assert drafted == [3, 4]
+    assert np.abs(law - expected).max() < 1e-10
+
+
+def test_greedy_stays_above_the_floor() -> None:
+    row = torch.tensor([0.5, 0.08, 0.04]).log()
+    relaxed = replace(rule(1.0, vocab=3), floor=0.1)
+    for token, taken in ((1, True), (2, False)):
+        tree = DraftTree(chain(1), (9, token))
+        decision = relaxed.greedy(Node(tree, 0, row, row[None], reliance=0.0), lambda: 0.0)
+        assert (decision.child is not None) == taken
