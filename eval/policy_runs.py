@@ -21,10 +21,8 @@ from specdec.arguments import decodings, prepare
 from specdec.engine import Engine, Request
 from specdec.engine.estimates import needs
 from specdec.eval.oracle import Oracle, OracleVerifier
-from specdec.guards import Guards
 from specdec.interfaces import Drafter, Prompt
-from specdec.policies import Acceptance, Relaxed, Speaker, resolve
-from specdec.relaxation import Relaxation
+from specdec.policies import Acceptance, Speaker, resolve
 from specdec.reliance import Need
 from specdec.stats import AcceptanceStats
 from specdec.tree import Topology
@@ -76,7 +74,6 @@ class Decoder:
             self._how |= chosen
         self._tokenizer = tokenizer
         self._verifiers: dict[frozenset[Need], TransformersVerifier] = {}
-        self._parts: dict[Any, Relaxation] = {}
         self._watching: OracleVerifier | None = None
 
     def rule(self, acceptance: Acceptance) -> Rule | None:
@@ -87,18 +84,7 @@ class Decoder:
         """
         spec = self._verifier(frozenset()).spec
         speaker = Speaker(self.model, spec, self._tokenizer, spec.eos_token_ids)
-        if not isinstance(acceptance, Relaxed):
-            rule = resolve(acceptance, speaker)
-        else:
-            # Policies share estimators and guards: loaded, built and evaluated once.
-            guards = acceptance.guards
-            parts = (acceptance.reliance, guards if isinstance(guards, Guards) else tuple(guards))
-            if parts not in self._parts:
-                made = resolve(acceptance, speaker)
-                assert isinstance(made, Relaxation)
-                self._parts[parts] = made
-            epsilon, gamma, budget = acceptance.epsilon, acceptance.gamma, acceptance.budget
-            rule = replace(self._parts[parts], epsilon=epsilon, gamma=gamma, budget=budget)
+        rule = resolve(acceptance, speaker)
         if rule is not None:
             sampled = self._how["do_sample"]
             rule.check(do_sample=sampled, processed=sampled)

@@ -109,8 +109,8 @@ class Typical(_Admitting):
         ValueError: a threshold out of range.
     """
 
-    epsilon: float = 0.3
-    delta: float = 0.09
+    epsilon: float = 0.09
+    delta: float = 0.3
 
     def __post_init__(self) -> None:
         if not (0 < self.epsilon <= 1 and 0 < self.delta <= 1):

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Collection, Iterable, Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from os import PathLike
 from pathlib import Path
 from typing import Any, NamedTuple, get_args
@@ -115,18 +115,30 @@ def resolve(acceptance: Acceptance, speaker: Speaker) -> Rule | None:
     )
 
 
+@dataclass(slots=True)
+class _Made:
+    """What policies were found to mean for one model. To make it takes longer than a short answer:
+    files are read, weights fingerprinted, a whole vocabulary looked through.
+    """
+
+    tokenizer: PreTrainedTokenizerBase | None = None
+    reliance: dict[str, Reliance] = field(default_factory=dict)
+    # With the tokenizer, so that its id stays its own.
+    guards: dict[tuple[object, ...], tuple[object, Guards]] = field(default_factory=dict)
+
+
+_MADE: WeakKeyDictionary[PreTrainedModel, _Made] = WeakKeyDictionary()
+
+
 def _relaxation(policy: Relaxed, speaker: Speaker) -> Relaxation:
-    reliance = policy.reliance
+    made = _MADE.setdefault(speaker.model, _Made())
+    reliance, guards = policy.reliance, policy.guards
     if isinstance(reliance, str):
-        reliance = _named(reliance, speaker.model)
-    guards = policy.guards
+        if reliance not in made.reliance:
+            made.reliance[reliance] = _named(reliance, speaker.model)
+        reliance = made.reliance[reliance]
     if not isinstance(guards, Guards):
-        tokenizer = speaker.tokenizer
-        if tokenizer is None and guards:
-            tokenizer = _tokenizer(speaker.model)
-        guards = Guards(
-            tokenizer, speaker.spec.vocab_size, guards, stop_tokens=tuple(speaker.stop_tokens)
-        )
+        guards = _guards(frozenset(guards), speaker, made)
     return Relaxation(policy.epsilon, policy.gamma, reliance, guards, policy.budget, policy.floor)
 
 
@@ -141,22 +153,29 @@ def _named(name: str, model: PreTrainedModel) -> Reliance:
     return load_reliance(beside, kind, fingerprint=fingerprint(model), device=model.device)
 
 
-_TOKENIZERS: WeakKeyDictionary[PreTrainedModel, PreTrainedTokenizerBase] = WeakKeyDictionary()
+def _guards(names: frozenset[str], speaker: Speaker, made: _Made) -> Guards:
+    tokenizer, stops = speaker.tokenizer, tuple(speaker.stop_tokens)
+    if tokenizer is None and names:
+        tokenizer = made.tokenizer = made.tokenizer or _tokenizer(speaker.model)
+    key = (id(tokenizer), names, stops)
+    if key not in made.guards:
+        width = speaker.spec.vocab_size
+        made.guards[key] = tokenizer, Guards(tokenizer, width, names, stop_tokens=stops)
+    return made.guards[key][1]
 
 
 def _tokenizer(model: PreTrainedModel) -> PreTrainedTokenizerBase:
-    """The tokenizer beside a model's weights; read once, as it takes longer than a short answer."""
-    if model not in _TOKENIZERS:
-        try:
-            _TOKENIZERS[model] = AutoTokenizer.from_pretrained(
-                model.name_or_path, local_files_only=True, trust_remote_code=False
-            )
-        except (OSError, ValueError) as error:
-            raise ValueError(
-                f"guards are built from the tokenizer, and none lies beside {type(model).__name__} "
-                f"{model.name_or_path!r}; pass tokenizer=, or guards=() to go without"
-            ) from error
-    return _TOKENIZERS[model]
+    """The tokenizer beside a model's weights."""
+    try:
+        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
+            model.name_or_path, local_files_only=True, trust_remote_code=False
+        )
+    except (OSError, ValueError) as error:
+        raise ValueError(
+            f"guards are built from the tokenizer, and none lies beside {type(model).__name__} "
+            f"{model.name_or_path!r}; pass tokenizer=, or guards=() to go without"
+        ) from error
+    return tokenizer
 
 
 def save_policy(
