@@ -76,6 +76,8 @@ def test_rows_of_a_batch_answer_as_if_alone(demo: Demo, temperature: float) -> N
         Random(0.5),
         Relaxed(0.9, Constant(0.0), guards=()),
         Relaxed(0.8, Divergence(), gamma=2.0, guards=()),
+        # The same but for one number: what is made once for all must not bring it along.
+        Relaxed(0.8, Divergence(), gamma=2.0, guards=(), floor=0.9),
     ]
     decodes = decoder(demo, temperature)
     rules = [decodes.rule(policy) for policy in policies]
@@ -162,8 +164,9 @@ def test_points_are_unique_and_ordered() -> None:
         assert all(row == sorted(row) for row in families.values())
         assert any(point.family.startswith("FLy") for point in made) is not sampled
         assert made[0].name == LOSSLESS
-        some = points({"probe": Constant(0.5)}, sampled=sampled, families=("probe γ=4",))
-        assert {point.family for point in some} == {LOSSLESS, RANDOM, "probe γ=4"}
+        some = points({"probe": Constant(0.5)}, sampled=sampled, families=("uniform",))
+        families = {LOSSLESS: [], RANDOM: [], "uniform": [], "uniform, floor 0": []}
+        assert {point.family for point in some} == set(families)
 
 
 def test_answers_are_graded_against_the_lossless_one(bench: Bench) -> None:
@@ -241,14 +244,15 @@ def test_command_writes_record_page_and_picture(tmp_path: Path) -> None:
     assert result.exit_code == 0, result.output
     record = json.loads((out / "results" / "fidelity.json").read_text())
     greedy = record["results"]["0.0"]
-    assert {row["family"] for row in greedy["policies"]} == {LOSSLESS, RANDOM, "uniform"}
+    families = {LOSSLESS, RANDOM, "uniform", "uniform, floor 0"}
+    assert {row["family"] for row in greedy["policies"]} == families
     assert greedy["answers"] == 3
     assert all(row["speedup"]["value"] > 0 for row in greedy["policies"])
     assert str(tmp_path) not in json.dumps(record)
     assert str(ASSETS) not in json.dumps(record)
     page = (out / "fidelity.md").read_text()
     assert "equal quality, uniform, named beforehand" in page
-    assert "| uniform ε=0.95 |" in page
+    assert "| uniform ε=0.97 |" in page
     assert (out / "fidelity.png").stat().st_size > 10_000
     again = CliRunner().invoke(app, [*map(str, options), "--tree", "4"])
     assert again.exit_code == 2
