@@ -570,8 +570,8 @@ BUGS = (
     Bug(
         "excluded tokens gain",
         "specdec/relaxation.py",
-        ".masked_fill_(p <= 0, 0.0)",
-        "",
+        "return (p <= 0) | (p < floor",
+        "return (p < 0) | (p < floor",
         "tests/test_relaxation.py",
     ),
     Bug(

@@ -468,6 +468,17 @@ def test_greedy_takes_the_best_child_within_the_bound(
                 assert gap > most - 1e-6 or p[token] == 0
 
 
+@pytest.mark.parametrize(("scores", "guarded"), [([1.0, 0.0, 1.5], 2), ([1.0, 0.0, 1.5], 0)])
+def test_greedy_relaxes_neither_into_nor_out_of_guarded_tokens(
+    scores: list[float], guarded: int
+) -> None:
+    row = torch.tensor(scores)
+    tree = DraftTree(chain(1), (9, 0))
+    for fixed, child in (((guarded,), None), ((), 1)):
+        node = Node(tree, 0, row, row[None], reliance=0.0)
+        assert rule(0.9, *fixed, vocab=3).greedy(node, lambda: 0.0).child == child
+
+
 def test_regret_is_in_nats() -> None:
     row = torch.tensor([2.0, 1.0, -math.inf])
     assert regret(row, [0, 1, 2, 3, -1]) == [0.0, 1.0, math.inf, math.inf, math.inf]
