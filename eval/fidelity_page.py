@@ -87,7 +87,7 @@ def plot(result: Json, path: Path) -> None:
             title=title(at),
             xlabel="mean acceptance length τ",
             ylabel="grounded accuracy retained, %",
-            ylim=(70, 102),
+            ylim=(70, 112),
         )
         axes.legend(fontsize=7, ncols=4, loc="upper center", bbox_to_anchor=(0.5, -0.12))
     path.parent.mkdir(parents=True, exist_ok=True)
