@@ -70,7 +70,7 @@ def total_variation(p: Tensor, q: Tensor) -> Tensor:
         float64 ``(...)`` in [0, 1].
     """
     shared = min(p.shape[-1], q.shape[-1])
-    apart = (p[..., :shared] - q[..., :shared]).abs_().sum(-1, dtype=torch.float64)
+    apart = (p[..., :shared] - q[..., :shared]).abs_().sum(-1).double()
     for longer in (p, q):
         apart = apart + longer[..., shared:].sum(-1, dtype=torch.float64)
     return (apart / 2).clamp(0, 1)

@@ -591,8 +591,8 @@ BUGS = (
     Bug(
         "the divergence of other nodes",
         "specdec/engine/estimates.py",
-        "divergence[inner] = total_variation(p, q).float()",
-        "divergence[: len(inner)] = total_variation(p, q).float().flip(0)",
+        "divergence[inner] = total_variation(p, tree.q[rows].to(p.device)).float()",
+        "divergence[inner] = total_variation(p, tree.q[rows].to(p.device)).float().flip(0)",
         "tests/engine/test_relaxed.py",
     ),
     Bug(

@@ -71,8 +71,10 @@ def _divergences(
                     "acceptance estimates reliance from the drafter's distributions, and this "
                     "drafter gives none; use another estimator or another drafter"
                 )
-            p = (block[inner].float() / (request.view.temperature or 1.0)).softmax(-1)
-            q = tree.q[inner].to(p.device)
-            divergence[inner] = total_variation(p, q).float()
+            # Most trees are numbered so that leaves come last: then nothing is copied.
+            leading = inner == list(range(len(inner)))
+            rows: list[int] | slice = slice(len(inner)) if leading else inner
+            p = (block[rows].float() / (request.view.temperature or 1.0)).softmax(-1)
+            divergence[inner] = total_variation(p, tree.q[rows].to(p.device)).float()
         found.append(divergence)
     return found

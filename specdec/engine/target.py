@@ -81,7 +81,7 @@ class Target:
             return accept(tree, lambda node: self._decide(rule, node, uniform))
         if decoding.do_sample:
             return accept_sampled(tree, self._distribution, self._uniforms(uniforms_needed(tree)))
-        if decoding.processor is None and not self._scores:
+        if decoding.processor is None and not self._scores and not _is_dear(self.logits):
             return accept_greedy(tree, self.logits.argmax(-1).tolist())
         return accept_greedy(tree, self._argmax)
 
@@ -159,3 +159,8 @@ class Target:
             spent=decision.spent,
             own=int(self._scores_at(self._reached).argmax()),
         )
+
+
+def _is_dear(logits: Tensor) -> bool:
+    """Whether looking at all nodes takes longer than at those on the way, one by one."""
+    return logits.device.type == "cpu" and logits.numel() > 1 << 20
