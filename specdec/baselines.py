@@ -7,6 +7,7 @@ image; :class:`specdec.Relaxed` does both. They spend nothing, since nothing is 
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import ClassVar
@@ -70,7 +71,7 @@ class Random(_Baseline):
         return Decision(node.children[0], node.tokens[0], relaxed=True)
 
 
-class _Admitting(_Baseline):
+class _Admitting(_Baseline, ABC):
     """Accepts the most probable of the children that the target admits."""
 
     __slots__ = ()
@@ -96,9 +97,9 @@ class _Admitting(_Baseline):
         place = chances.index(most)
         return Decision(node.children[place], node.tokens[place], relaxed=True)
 
+    @abstractmethod
     def least(self, p: Tensor) -> float:
         """The least probability that is admitted, given the target's ``(V,)``."""
-        raise NotImplementedError
 
 
 @dataclass(frozen=True, slots=True)

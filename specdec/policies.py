@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from os import PathLike
 from pathlib import Path
@@ -74,6 +74,10 @@ class Relaxed:
             raise ValueError(f"budget={self.budget} is not >= 0; None is without end")
         if isinstance(self.guards, str):
             raise ValueError(f"guards={self.guards!r}: expected a collection of names")
+        if not isinstance(self.guards, Guards) and (unknown := set(self.guards) - set(GUARDS)):
+            raise ValueError(
+                f"guards={', '.join(sorted(unknown))}: not known; known: {', '.join(GUARDS)}"
+            )
 
 
 Acceptance = str | PathLike[str] | Relaxed | Rule
@@ -92,7 +96,7 @@ class Speaker(NamedTuple):
     model: PreTrainedModel
     spec: VerifierSpec
     tokenizer: PreTrainedTokenizerBase | None = None
-    stop_tokens: Iterable[int] = ()
+    stop_tokens: Collection[int] = ()
 
 
 def resolve(acceptance: Acceptance, speaker: Speaker) -> Rule | None:
@@ -139,7 +143,24 @@ def _relaxation(policy: Relaxed, speaker: Speaker) -> Relaxation:
         reliance = made.reliance[reliance]
     if not isinstance(guards, Guards):
         guards = _guards(frozenset(guards), speaker, made)
-    return Relaxation(policy.epsilon, policy.gamma, reliance, guards, policy.budget, policy.floor)
+    width = speaker.spec.vocab_size
+    if len(guards.tokens) != width:
+        raise ValueError(
+            f"guards= are for a vocabulary of {len(guards.tokens)}, {speaker.spec.name} has one of "
+            f"{width}: make them with vocab_size={width}"
+        )
+    # A caller's own guards need not know what ends this call's answers.
+    fixed = guards.tokens.clone()
+    fixed[[token for token in speaker.stop_tokens if 0 <= token < width]] = True
+    return Relaxation(
+        epsilon=policy.epsilon,
+        gamma=policy.gamma,
+        reliance=reliance,
+        guards=guards,
+        fixed=fixed.to(speaker.model.device),
+        budget=policy.budget,
+        floor=policy.floor,
+    )
 
 
 def _named(name: str, model: PreTrainedModel) -> Reliance:
@@ -154,13 +175,12 @@ def _named(name: str, model: PreTrainedModel) -> Reliance:
 
 
 def _guards(names: frozenset[str], speaker: Speaker, made: _Made) -> Guards:
-    tokenizer, stops = speaker.tokenizer, tuple(speaker.stop_tokens)
+    tokenizer = speaker.tokenizer
     if tokenizer is None and names:
         tokenizer = made.tokenizer = made.tokenizer or _tokenizer(speaker.model)
-    key = (id(tokenizer), names, stops)
+    key = (id(tokenizer), names)
     if key not in made.guards:
-        width = speaker.spec.vocab_size
-        made.guards[key] = tokenizer, Guards(tokenizer, width, names, stop_tokens=stops)
+        made.guards[key] = tokenizer, Guards(tokenizer, speaker.spec.vocab_size, names)
     return made.guards[key][1]
 
 
@@ -228,5 +248,5 @@ def load_policy(path: str | PathLike[str], model: PreTrainedModel) -> Relaxed:
         )
     try:
         return Relaxed(**settings | {"guards": tuple(settings.get("guards", GUARDS))})
-    except TypeError as error:
+    except (TypeError, ValueError) as error:
         raise ValueError(f"{path} is no policy file: {error}") from error

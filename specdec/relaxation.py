@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import ClassVar
 
 import torch
@@ -30,7 +30,7 @@ from specdec.guards import Guards
 from specdec.reliance import Reliance
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class Relaxation:
     """Acceptance relaxed by ε_v; the rule that a :class:`specdec.Relaxed` stands for.
 
@@ -40,6 +40,8 @@ class Relaxation:
         floor: least probability of what may gain, as a share of the most probable token's.
         reliance: estimates v.
         guards: what stays strict.
+        fixed: bool ``(V,)``: tokens whose probabilities stay what they are: those that are guarded,
+            and those that end the answer.
         budget: see :class:`specdec.acceptance.Rule`.
     """
 
@@ -47,6 +49,7 @@ class Relaxation:
     gamma: float
     reliance: Reliance
     guards: Guards
+    fixed: Tensor = field(repr=False)
     budget: float | None = None
     floor: float = 0.0
     coins: ClassVar[int] = 0
@@ -62,7 +65,7 @@ class Relaxation:
 
     def greedy(self, node: Node, uniform: Callable[[], float]) -> Decision:
         """The most probable child within the bound, or else the most probable token."""
-        scores, fixed = node.scores, self.guards.tokens
+        scores, fixed = node.scores, self.fixed
         best = int(scores.argmax())
         child = child_with(node.tree, node.index, best)
         epsilon = self.allowed(node)
@@ -88,11 +91,11 @@ class Relaxation:
         if most <= 0.0:
             return decide(node.tree, node.index, p, uniform)._replace(epsilon=epsilon)
         if node.tree.siblings == "deterministic":
-            target, spent = onto(p, node.tokens, most, self.guards.tokens, self.floor)
+            target, spent = onto(p, node.tokens, most, self.fixed, self.floor)
         else:
             q = node.q
             assert q is not None, "DraftTree refuses drawn siblings without q"
-            target, spent = toward(p, q.to(p.device), most, self.guards.tokens, self.floor)
+            target, spent = toward(p, q.to(p.device), most, self.fixed, self.floor)
         decision = decide(node.tree, node.index, target, uniform, exact=p)
         return decision._replace(epsilon=epsilon, spent=float(spent))
 

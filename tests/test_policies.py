@@ -42,8 +42,14 @@ def test_a_policy_gets_the_models_own_guards(model: PreTrainedModel) -> None:
     rule = resolve(Relaxed(0.2, "divergence", guards=()), speaker(model, stop_tokens=(3, 5)))
     assert isinstance(rule, Relaxation)
     assert rule.reliance == Divergence()
-    assert rule.guards.tokens.nonzero().flatten().tolist() == [3, 5]
-    assert len(rule.guards.tokens) == read_spec(model).vocab_size
+    assert rule.fixed.nonzero().flatten().tolist() == [3, 5]
+    assert len(rule.fixed) == read_spec(model).vocab_size
+    own = Guards(None, read_spec(model).vocab_size, (), stop_tokens=(7,))
+    rule = resolve(Relaxed(0.2, "divergence", guards=own), speaker(model, stop_tokens=(3, 5)))
+    assert isinstance(rule, Relaxation)
+    assert rule.fixed.nonzero().flatten().tolist() == [3, 5, 7]  # the end is, whoever forgot it
+    with pytest.raises(ValueError, match=r"vocabulary of 9, .* make them with vocab_size="):
+        resolve(Relaxed(0.2, "divergence", guards=Guards(None, 9, ())), speaker(model))
 
 
 def test_guards_come_from_the_tokenizer_beside_the_weights() -> None:
@@ -83,6 +89,7 @@ def test_what_cannot_be_meant(model: PreTrainedModel, acceptance: Any, message: 
         {"gamma": -1.0},
         {"budget": -0.1},
         {"guards": "x"},
+        {"guards": ("digits", "numbers")},
     ],
 )
 def test_numbers_out_of_range(wrong: dict[str, Any]) -> None:

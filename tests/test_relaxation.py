@@ -63,7 +63,7 @@ def rule(
     epsilon: float, *fixed: int, gamma: float = 1.0, budget: float | None = None, vocab: int = VOCAB
 ) -> Relaxation:
     guards = Guards(None, vocab, (), stop_tokens=fixed)
-    return Relaxation(epsilon, gamma, Constant(0.0), guards, budget)
+    return Relaxation(epsilon, gamma, Constant(0.0), guards, guards.tokens, budget)
 
 
 def accepting(relaxed: Relaxation, reliance: Callable[[int], float] = lambda _: 0.0) -> Accept:
