@@ -52,7 +52,7 @@ train-demo: $(DEV_STAMP)
 	@[ -e runs/assets/drafter/drafter.json ] || \
 		$(BIN)/specdec distill --verifier runs/assets/lvlm --out runs/assets/drafter \
 			--minutes 3 --answers 1024 --steps 320 --hidden 64 --intermediate 192 \
-			$$([ -e runs/assets/drafter/work/plan.json ] && echo --resume)
+			$$([ -e runs/assets/drafter/unfinished/plan.json ] && echo --resume)
 
 # A process a core, each with one thread: the tests are many small things.
 test: $(DEV_STAMP)

@@ -18,7 +18,7 @@ from specdec.eval.devset import DevQuestion, Metric, quality
 from specdec.eval.policy_runs import Decoder
 from specdec.policies import Relaxed
 from specdec.stats import AcceptanceStats
-from specdec.training.answers import model_inputs
+from specdec.training.prompts import model_inputs
 
 
 class Grid(NamedTuple):

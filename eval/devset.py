@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 from specdec.eval import graded
-from specdec.training.answers import Asked, open_row, read_row
 from specdec.training.grading import score
+from specdec.training.prompts import Asked, open_row, read_row
 
 
 class Metric(StrEnum):

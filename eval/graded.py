@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 from specdec import demo
 from specdec.eval import suite
-from specdec.training.answers import Asked
+from specdec.training.prompts import Asked
 
 # The seeds of what was trained, tuned and shipped lie elsewhere; see `training.release`.
 MEASURING, CALIBRATING = 303, 404

@@ -38,8 +38,8 @@ def reliance(
     from specdec.reliance import Divergence, Reliance
     from specdec.saved_reliance import KINDS, load_reliance, read_facts
     from specdec.training import estimators
-    from specdec.training.answers import Asking
     from specdec.training.probe import show
+    from specdec.training.prompts import Asking
     from specdec.training.readings import Reader, join
     from specdec.verifiers import TransformersVerifier
     from specdec.verifiers.fingerprint import fingerprint

@@ -14,7 +14,7 @@ from PIL import Image
 from transformers import AutoModelForImageTextToText, AutoProcessor, PreTrainedModel
 
 from specdec import demo
-from specdec.training.answers import Asked, model_inputs
+from specdec.training.prompts import Asked, model_inputs
 
 __all__ = ["Asked", "load_questions", "load_verifier", "model_inputs"]
 

@@ -20,7 +20,7 @@ from transformers import PreTrainedModel
 from specdec.arguments import prepare
 from specdec.interfaces import Prompt
 from specdec.sampling import total_variation
-from specdec.training.answers import Asked, model_inputs
+from specdec.training.prompts import Asked, model_inputs
 from specdec.tree import DraftTree, chain
 from specdec.verifiers import TransformersVerifier
 from specdec.verifiers.spec import read_spec

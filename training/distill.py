@@ -2,7 +2,7 @@
 
 Three parts: the verifier answers prompts (`answers`), a small language model learns from them
 (`student`), and the engine measures on held-out prompts what the drafter is worth. Everything
-unfinished lies in ``OUT/work``; the drafter appears in OUT when it is done.
+unfinished lies in ``OUT/unfinished``; the drafter appears in OUT when it is done.
 
 Importing this imports no model code, so that a command line can register :func:`distill` for free.
 """
@@ -23,7 +23,8 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
     from specdec.stats import AcceptanceStats
-    from specdec.training.answers import Prompts, Teacher
+    from specdec.training.answers import Teacher
+    from specdec.training.prompts import Prompts
     from specdec.training.student import Recipe, Size
 
 ANSWERING = 0.45  # share of the time in which the verifier may answer
@@ -93,7 +94,7 @@ def run(plan: Plan, out: Path, *, resume: bool = False) -> dict[str, Any]:
     from specdec.drafters.loading import save_drafter
     from specdec.training import answers, student
 
-    work, say = out / "work", _Voice()
+    work, say = out / "unfinished", _Voice()
     _claim(plan, out, work, resume)
     teacher, prompts = _teacher(plan), _prompts(plan)
     _check_embedded(plan, teacher)
@@ -226,7 +227,7 @@ def _teacher(plan: Plan) -> Teacher:
 
 
 def _prompts(plan: Plan) -> Prompts:
-    from specdec.training.answers import EmbeddedPrompts, FolderPrompts
+    from specdec.training.prompts import EmbeddedPrompts, FolderPrompts
 
     return FolderPrompts(Path(plan.data)) if plan.data is not None else EmbeddedPrompts(plan.tasks)
 
@@ -307,7 +308,7 @@ def distill(
         run(plan, out, resume=resume)
     except ValueError as error:
         raise typer.BadParameter(str(error)) from error
-    shutil.rmtree(out / "work" / "drafter", ignore_errors=True)
+    shutil.rmtree(out / "unfinished" / "drafter", ignore_errors=True)
 
 
 if __name__ == "__main__":

@@ -2,8 +2,8 @@
 
 Three parts: the verifier answers prompts and its answers are judged counterfactually (`readings`),
 estimators learn from the drafter's mismatches among them (`estimators`), and figures are taken on
-held-out images. What has been read lies in ``OUT/work`` until the end, so an interrupted run goes
-on where it stopped.
+held-out images. What has been read lies in ``OUT/unfinished`` until the end, so an interrupted run
+goes on where it stopped.
 
 Importing this imports no model code, so that a command line can register :func:`train_probe` for
 free.
@@ -22,7 +22,7 @@ import typer
 
 if TYPE_CHECKING:
     from specdec.demo import Demo
-    from specdec.training.answers import Asking, Prompts
+    from specdec.training.prompts import Asking, Prompts
     from specdec.training.readings import Reader
 
 DEMO = "demo"
@@ -79,7 +79,7 @@ def run(plan: Plan, out: Path) -> dict[str, Any]:  # Any: JSON values
 
     loaded, prompts = _load(plan), _prompts(plan)
     reader, mark = _reader(plan, loaded), fingerprint(loaded.model)
-    work = out / "work"
+    work = out / "unfinished"
     _claim(work, asdict(plan) | {"fingerprints": [mark, fingerprint(loaded.drafter.model)]})
 
     def read(name: str, batches: Iterator[Asking], minutes: float, seed: int) -> Any:
@@ -178,7 +178,7 @@ def _reader(plan: Plan, loaded: Demo) -> Reader:
 
 
 def _prompts(plan: Plan) -> Prompts:
-    from specdec.training.answers import EmbeddedPrompts, FolderPrompts
+    from specdec.training.prompts import EmbeddedPrompts, FolderPrompts
 
     if plan.prompts is not None:
         return FolderPrompts(Path(plan.prompts))
@@ -198,7 +198,7 @@ def _training(prompts: Prompts, plan: Plan) -> Iterator[Asking]:
 
 
 def _held_out(prompts: Prompts, plan: Plan) -> Iterator[Asking]:
-    from specdec.training.answers import Asking
+    from specdec.training.prompts import Asking
 
     asked = prompts.held_out(plan.held_out)
     # One batch for each: a swap needs as many other images as it can get.

@@ -20,8 +20,8 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from specdec.reliance import Evidence
-from specdec.training.answers import Asked, Asking
 from specdec.training.counterfactual import Judged, answer, comparable, judge
+from specdec.training.prompts import Asked, Asking
 from specdec.verifiers import TransformersVerifier
 
 

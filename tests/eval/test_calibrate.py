@@ -17,7 +17,7 @@ from specdec.eval import devset
 from specdec.eval.calibration import Grid, judge
 from specdec.eval.devset import DevQuestion, Metric
 from specdec.policies import load_policy
-from specdec.training.answers import Asked
+from specdec.training.prompts import Asked
 from support import families, processors
 from support.command_line import expect_error
 

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 from transformers import PreTrainedModel
 
-from specdec.training.answers import Asked
+from specdec.training.prompts import Asked
 from support import families, processors
 
 

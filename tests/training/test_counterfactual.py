@@ -11,8 +11,8 @@ from torch import Tensor
 
 from specdec.sampling import total_variation
 from specdec.training import counterfactual
-from specdec.training.answers import Asked, model_inputs
 from specdec.training.counterfactual import Answered, Judged
+from specdec.training.prompts import Asked, model_inputs
 from specdec.verifiers import TransformersVerifier
 from support import families, processors
 

@@ -15,7 +15,8 @@ from typer.testing import CliRunner
 import specdec
 from specdec.drafters import TextOnlyDrafter, load_drafter
 from specdec.training import answers, distill, student
-from specdec.training.answers import Asked, Asking, Example, FolderPrompts, Shards, Teacher
+from specdec.training.answers import Example, Shards, Teacher
+from specdec.training.prompts import Asked, Asking, FolderPrompts
 from specdec.tree import chain
 from specdec.verifiers import TransformersVerifier
 from support import families, processors

@@ -17,7 +17,7 @@ from specdec.eval.reliance import reliance
 from specdec.reliance import Evidence
 from specdec.saved_reliance import load_reliance
 from specdec.training import estimators, probe
-from specdec.training.answers import Asked, Asking
+from specdec.training.prompts import Asked, Asking
 from specdec.training.readings import Reader, Tokens, collect, join
 from specdec.verifiers import TransformersVerifier
 from specdec.verifiers.fingerprint import fingerprint
@@ -203,8 +203,8 @@ def test_mistakes_are_named_before_any_work(folder: Path, tmp_path: Path) -> Non
         result = run(probe.train_probe, *options)
         assert result.exit_code == 2
         assert message in unwrapped(result.output)
-    (tmp_path / "work").mkdir()
-    (tmp_path / "work" / "plan.json").write_text(json.dumps({"seed": 3}))
+    (tmp_path / "unfinished").mkdir()
+    (tmp_path / "unfinished" / "plan.json").write_text(json.dumps({"seed": 3}))
     result = train(folder, "--out", tmp_path)
     assert result.exit_code == 2
     assert "holds readings with" in unwrapped(result.output)
