@@ -180,7 +180,7 @@ def _sums(ledger: list[Entry], stats: AcceptanceStats, unit: str) -> str:
         f"\n{len(ledger)} tokens: {count['matched']} drafted and the model's own, "
         f"{count['relaxed']} drafted where it gave way, {count['verifier']} its own; "
         f"τ {stats.mean_acceptance_length:.2f}\n"
-        f"spent {stats.bound_spent:.4f} {unit} of {stats.epsilon_allowed:.2f} allowed"
+        f"spent {stats.bound_spent:.4f} {unit}; the sum of ε_v is {stats.epsilon_allowed:.2f}"
     )
 
 
