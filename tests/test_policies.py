@@ -13,9 +13,11 @@ from transformers import PreTrainedModel
 import specdec
 from specdec import baselines, demo
 from specdec.guards import GUARDS, Guards
+from specdec.interfaces import Prompt
 from specdec.policies import Relaxed, Speaker, load_policy, resolve, save_policy
 from specdec.relaxation import Relaxation
-from specdec.reliance import Constant, Divergence
+from specdec.reliance import Constant, Divergence, Evidence
+from specdec.tree import DraftTree, chain
 from specdec.verifiers.spec import read_spec
 from support import families
 
@@ -162,3 +164,27 @@ def test_objects_without_names_are_not_written(model: PreTrainedModel, tmp_path:
 
 def test_default_guards_are_all_of_them() -> None:
     assert tuple(Relaxed(0.1).guards) == GUARDS  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("name", ["probe", "attention"])
+def test_trained_estimators_are_found_and_read_their_own_node(name: str) -> None:
+    """By name, beside the weights. The answer is read again as one chain: the same estimates, token
+    by token, so neither taps nor layers nor nodes are mixed up on the way through the engine.
+    """
+    shown = demo.load()
+    inputs = demo.questions()[0].encode(shown.processor)
+    out = specdec.generate(
+        shown.model, drafter=shown.drafter, tree=8, acceptance=Relaxed(0.9, name), **inputs
+    )
+    (ledger,) = out.ledger
+    assert out.stats.num_relaxed_tokens > 0
+    verifier = specdec.TransformersVerifier(shown.model, hidden=True, visual_mass=True)
+    ids = inputs.pop("input_ids")
+    said = tuple(entry.token for entry in ledger[:-1])
+    with torch.no_grad():
+        (handle,), _, _ = verifier.prefill(Prompt(ids, (0,), inputs), room=256)
+        verified = verifier.verify([handle], [DraftTree(chain(len(said) - 1), said)])
+    estimator = specdec.load_reliance(demo.ASSETS / "lvlm" / "reliance", name)  # type: ignore[arg-type]
+    values = estimator.values(Evidence(verified.hidden, verified.visual_mass)).tolist()
+    assert [entry.reliance for entry in ledger[1:]] == pytest.approx(values, abs=1e-4)
+    assert max(values) - min(values) > 0.5
