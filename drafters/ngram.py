@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from specdec.interfaces import DraftRequest, VerifierSpec
-from specdec.tree import DraftTree, Topology, topology
+from specdec.tree import DraftTree, Dynamic, topology
 
 
 class NgramDrafter:
@@ -35,18 +35,18 @@ class NgramDrafter:
         """Fits every verifier; only notes which tokens are visual: they are never drafted."""
         self._visual = verifier.visual_token_ids
 
-    def propose(self, batch: Sequence[DraftRequest], shape: Topology) -> list[DraftTree]:
+    def propose(self, batch: Sequence[DraftRequest]) -> list[DraftTree]:
         """One tree per request: as many continuations as the shape's root has children, merged
         where they share a beginning. Deterministic siblings, no q."""
-        return [self._tree(request, shape) for request in batch]
+        return [self._tree(request) for request in batch]
 
     def release(self, request_id: int) -> None:
         """Drop the request's index."""
         self._indexes.pop(request_id, None)
 
-    def _tree(self, request: DraftRequest, shape: Topology) -> DraftTree:
-        depth = min(shape.depth, request.max_depth)
-        branches = len(shape.children[0])
+    def _tree(self, request: DraftRequest) -> DraftTree:
+        shape, depth = request.shape, request.shape.depth
+        branches = shape.width if isinstance(shape, Dynamic) else len(shape.children[0])
         index = self._indexes.setdefault(request.id, _Index(self.max_ngram, self.min_ngram))
         index.read(request.tokens)
         tokens, parents = [request.tokens[-1]], [-1]

@@ -40,6 +40,7 @@ class FreeDrafter:
 
     def __init__(self, vocab_size: int, shape: Topology = SHAPE, seed: int = 0) -> None:
         generator = torch.Generator().manual_seed(seed)
+        self.shape = shape
         logits = 3 * torch.randn(len(shape), vocab_size, generator=generator)
         self.q = logits.softmax(-1)
         self.tokens = [0] * len(shape)
@@ -53,15 +54,15 @@ class FreeDrafter:
     def check(self, verifier: VerifierSpec) -> None:
         """Fits any."""
 
-    def propose(self, batch: Sequence[DraftRequest], shape: Topology) -> list[DraftTree]:
+    def propose(self, batch: Sequence[DraftRequest]) -> list[DraftTree]:
         """Greedy requests get it as a point-mass proposal."""
         return [
             DraftTree(
-                shape,
+                self.shape,
                 (request.tokens[-1], *self.tokens[1:]),
                 self.q,
                 "without_replacement" if request.temperature > 0 else "deterministic",
-            ).truncate(request.max_depth)
+            ).truncate(request.shape.depth)
             for request in batch
         ]
 

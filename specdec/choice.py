@@ -11,7 +11,7 @@ from specdec.drafters import NgramDrafter, TextOnlyDrafter, load_drafter
 from specdec.drafters.tokenizers import refuse_other_tokenizer, refuse_other_vocabulary
 from specdec.engine.engine import DEFAULT_SHAPE
 from specdec.interfaces import Drafter
-from specdec.tree import Topology, chain
+from specdec.tree import Shape, chain
 
 DrafterLike = Drafter | PreTrainedModel | str | PathLike[str] | None
 
@@ -20,11 +20,11 @@ class Choice(NamedTuple):
     """A drafter, and the largest tree to ask it for."""
 
     drafter: Drafter | None
-    shape: Topology
+    shape: Shape
 
 
 def choose(
-    model: PreTrainedModel, drafter: DrafterLike, tree: Topology | int, kwargs: dict[str, Any]
+    model: PreTrainedModel, drafter: DrafterLike, tree: Shape | int, kwargs: dict[str, Any]
 ) -> Choice:
     """What ``drafter=`` and ``tree=`` mean, or, without them, what transformers' arguments mean;
     these are taken out of ``kwargs``.

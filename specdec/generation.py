@@ -35,12 +35,12 @@ from specdec.choice import Choice, DrafterLike, choose, resolve_drafter
 from specdec.engine import Emission, Engine
 from specdec.engine.engine import DEFAULT_SHAPE
 from specdec.engine.estimates import needs
-from specdec.interfaces import Prompt
+from specdec.interfaces import Drafter, Prompt, reads_of
 from specdec.outputs import Columns, assemble, sequences_of
 from specdec.policies import Acceptance, Speaker, resolve
 from specdec.states import Shown, give_keys, gives_keys, run_prompt, show
 from specdec.switch import replaced
-from specdec.tree import Topology, chain
+from specdec.tree import Shape, chain
 from specdec.verifiers import TransformersVerifier
 from specdec.verifiers.spec import read_spec
 
@@ -49,7 +49,7 @@ def generate(
     model: PreTrainedModel,
     *args: Any,
     drafter: DrafterLike = None,
-    tree: Topology | int = DEFAULT_SHAPE,
+    tree: Shape | int = DEFAULT_SHAPE,
     acceptance: Acceptance = "lossless",
     generator: torch.Generator | None = None,
     on_emission: Callable[[Emission], None] | None = None,
@@ -104,9 +104,10 @@ def generate(
     try:
         check_arguments(model, kwargs)
         rule = _rule(model, acceptance, kwargs)
-        own = verifier or _verifier(model, rule, kv_cache_bytes)
+        choice = choose(model, drafter, tree, kwargs)
+        own = verifier or _verifier(model, rule, choice.drafter, kv_cache_bytes)
         _check_taps(own, rule)
-        engine = _engine(own, choose(model, drafter, tree, kwargs))
+        engine = _engine(own, choice)
         prepared = prepare(model, kwargs)
         if verifier is None:
             own.shares &= len(prepared.input_ids) > 1
@@ -121,7 +122,7 @@ def generate(
 def decoder(
     drafter: DrafterLike,
     *,
-    tree: Topology | int = DEFAULT_SHAPE,
+    tree: Shape | int = DEFAULT_SHAPE,
     acceptance: Acceptance = "lossless",
 ) -> Callable[..., Any]:
     """A callable for ``model.generate(custom_generate=...)``.
@@ -144,8 +145,9 @@ def decoder(
         prepared = Prepared(
             model, input_ids, logits_processor, stopping_criteria, generation_config, model_kwargs
         )
-        verifier = _verifier(model, rule)
-        engine = _engine(verifier, choose(model, drafter, tree, {}))
+        choice = choose(model, drafter, tree, {})
+        verifier = _verifier(model, rule, choice.drafter)
+        engine = _engine(verifier, choice)
         return _decode(engine, verifier, prepared, rule, None)
 
     return decode
@@ -156,7 +158,7 @@ def enabled(
     model: PreTrainedModel,
     drafter: DrafterLike,
     *,
-    tree: Topology | int = DEFAULT_SHAPE,
+    tree: Shape | int = DEFAULT_SHAPE,
     acceptance: Acceptance = "lossless",
     kv_cache_bytes: int | None = None,
 ) -> Iterator[PreTrainedModel]:
@@ -170,8 +172,8 @@ def enabled(
     Raises:
         ValueError: what :func:`generate` would refuse whatever the call.
     """
-    verifier = _verifier(model, _rule(model, acceptance, {}), kv_cache_bytes)
     drafter = resolve_drafter(drafter, model)
+    verifier = _verifier(model, _rule(model, acceptance, {}), drafter, kv_cache_bytes)
     _engine(verifier, Choice(drafter, chain(tree) if isinstance(tree, int) else tree))
     one_call = threading.RLock()  # pages and drafters are not made for two at once
 
@@ -193,15 +195,19 @@ def _rule(model: PreTrainedModel, acceptance: Acceptance, kwargs: Mapping[str, A
 
 
 def _verifier(
-    model: PreTrainedModel, rule: Rule | None, kv_cache_bytes: int | None = None
+    model: PreTrainedModel,
+    rule: Rule | None,
+    drafter: Drafter | None,
+    kv_cache_bytes: int | None = None,
 ) -> TransformersVerifier:
-    """A verifier that gives what the rule reads."""
+    """A verifier that gives what the rule and the drafter read."""
     wanted = needs(rule)
     return TransformersVerifier(
         model,
         kv_cache_bytes=kv_cache_bytes,
         hidden="hidden" in wanted,
         visual_mass="visual_mass" in wanted,
+        taps=reads_of(drafter).layers,
     )
 
 

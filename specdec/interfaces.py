@@ -7,12 +7,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
 
-from specdec.tree import DraftTree, Topology
+from specdec.tree import DraftTree, Shape
+
+if TYPE_CHECKING:
+    from specdec.runtime.source import Source
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,29 +41,61 @@ class VerifierSpec:
     chains_only: bool = False
 
 
+@dataclass(frozen=True, slots=True)
+class Reads:
+    """What a drafter reads of the verifier besides tokens.
+
+    Attributes:
+        layers: hidden states that it wants of every token, as transformers counts them: k is the
+            input of layer k.
+        pages: it reads keys in the verifier's own pages, through ``DraftRequest.source``.
+        gaze: it wants to know which visual tokens the verifier looks at.
+    """
+
+    layers: tuple[int, ...] = ()
+    pages: bool = False
+    gaze: bool = False
+
+
+NOTHING = Reads()
+
+
 @dataclass(slots=True)
 class DraftRequest:
-    """One request as a drafter sees it. The engine owns it; drafters read it only.
+    """One request as a drafter sees it. The engine owns it; drafters read it, and take ``states``.
 
     Attributes:
         id: unique within an engine; the key of whatever state a drafter keeps.
         tokens: prompt and output so far, visual placeholders included, padding excluded. The last
             one is the root of the tree to propose. It only ever grows.
         prompt_length: how many of ``tokens`` are the prompt.
-        max_depth: deepest node that can still be of use; 0 asks for a root-only tree.
+        shape: the largest tree that is of use now; of depth 0 for none but the root.
         temperature: sampling temperature of the request; 0 is greedy.
         generator: source of randomness; ``None`` is torch's global one.
         wants_q: its trees should come with their ``q`` even where nothing is drawn; greedy requests
             at temperature 1. A drafter without distributions leaves it out.
+        states: the hidden states that the drafter :class:`Reads`, ``(n, layers * H)`` in all: of
+            tokens up to the one before the last. The drafter takes them out; what it leaves stays.
+            Tokens whose keys were cached have none, nor has a prompt that transformers ran.
+        positions: int64 ``(R, P)`` on the CPU, of the prompt's tokens, as the verifier counts them;
+            those that follow go on from the last. ``None`` if nobody reads the verifier.
+        source: the verifier's own pages of the text, if the drafter reads them. Its sequence must
+            not be changed.
+        prompt: the batch of prompts that this one came in, with its pixels; ``row`` is its row.
     """
 
     id: int
     tokens: list[int]
     prompt_length: int
-    max_depth: int
+    shape: Shape
     temperature: float = 0.0
     generator: torch.Generator | None = field(default=None, repr=False)
     wants_q: bool = False
+    states: list[Tensor] = field(default_factory=list, repr=False)
+    positions: Tensor | None = field(default=None, repr=False)
+    source: Source | None = field(default=None, repr=False)
+    prompt: Prompt | None = field(default=None, repr=False)
+    row: int = 0
 
 
 @runtime_checkable
@@ -78,14 +113,27 @@ class Drafter(Protocol):
     def check(self, verifier: VerifierSpec) -> None:
         """Raise ``ValueError``, naming both sides, if this drafter cannot serve ``verifier``."""
 
-    def propose(self, batch: Sequence[DraftRequest], shape: Topology) -> list[DraftTree]:
-        """One tree per request, rooted at its last token, no larger than ``shape`` and no deeper
-        than the request's ``max_depth``. May keep state per request id; must not touch the
-        verifier. The caller owns the result.
+    def propose(self, batch: Sequence[DraftRequest]) -> list[DraftTree]:
+        """One tree per request, rooted at its last token and no larger than its ``shape``. May keep
+        state per request id; must not change what is the verifier's. The caller owns the result.
         """
 
     def release(self, request_id: int) -> None:
         """Forget everything about a request. Unknown ids are ignored."""
+
+
+@runtime_checkable
+class ReadingDrafter(Drafter, Protocol):
+    """A drafter that reads more of the verifier than tokens."""
+
+    @property
+    def reads(self) -> Reads:
+        """What that is."""
+
+
+def reads_of(drafter: Drafter | None) -> Reads:
+    """What a drafter reads of the verifier besides tokens."""
+    return drafter.reads if isinstance(drafter, ReadingDrafter) else NOTHING
 
 
 class Ready(NamedTuple):
@@ -130,11 +178,16 @@ class Prefilled(NamedTuple):
         passes it to ``release``.
     logits: ``(B, V)`` behind each row's last token.
     cached: per row the tokens whose keys were there already.
+    states: per row the tapped hidden states ``(T - cached, layers * H)`` of the other tokens; empty
+        if none are tapped, or transformers ran the prompt.
+    positions: per row int64 ``(R, T)`` on the CPU; empty likewise.
     """
 
     handles: list[Any]
     logits: Tensor
     cached: list[int]
+    states: Sequence[Tensor] = ()
+    positions: Sequence[Tensor] = ()
 
 
 class Verified(NamedTuple):
@@ -146,11 +199,14 @@ class Verified(NamedTuple):
             went to visual tokens. Empty unless the verifier was asked for it.
         hidden: ``(N, H)`` in the model's dtype: the last hidden state behind each node, which the
             output embeddings turned into its logits. ``None`` unless the verifier was asked for it.
+        states: ``(N, layers * H)``: the tapped hidden states of each node. ``None`` if there are
+            none.
     """
 
     logits: Tensor
     visual_mass: Sequence[Tensor]
     hidden: Tensor | None = None
+    states: Tensor | None = None
 
 
 class Verifier(Protocol):
@@ -168,6 +224,10 @@ class Verifier(Protocol):
     def gives(self) -> frozenset[str]:
         """What :meth:`verify` was asked to give beside logits: "hidden", "visual_mass"."""
 
+    @property
+    def taps(self) -> tuple[int, ...]:
+        """The layers whose inputs it was asked to give, as in :class:`Reads`."""
+
     def prefill(self, prompt: Prompt, room: int, rows: Sequence[int] | None = None) -> Prefilled:
         """Run the prompts; ``room`` is the number of tokens that a row is expected to grow to, and
         ``rows`` are those that are wanted, in this order (``None`` for all).
@@ -181,8 +241,13 @@ class Verifier(Protocol):
         Their keys are scratch until :meth:`commit`, which must follow for each of them.
         """
 
-    def append(self, handle: Any, tokens: Sequence[int]) -> None:
-        """Compute and keep the keys of these next tokens of a request, however many they are."""
+    def append(self, handle: Any, tokens: Sequence[int]) -> Tensor | None:
+        """Compute and keep the keys of these next tokens of a request, however many they are;
+        their tapped hidden states ``(n, layers * H)``, if any are tapped.
+        """
+
+    def source(self, handle: Any) -> Source:
+        """The request's pages, for drafters that read them."""
 
     def commit(self, handle: Any, nodes: Sequence[int]) -> None:
         """Keep these nodes of the last tree, a path from the root, and drop the others."""

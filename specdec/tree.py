@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
-from functools import lru_cache
+from dataclasses import dataclass, field, replace
+from functools import cached_property, lru_cache
 from typing import Literal
 
 import torch
@@ -20,7 +20,7 @@ Siblings = Literal["deterministic", "with_replacement", "without_replacement"]
 SIBLING_MODES: tuple[Siblings, ...] = ("deterministic", "with_replacement", "without_replacement")
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(frozen=True, eq=False)
 class Topology:
     """The shape of a tree, without tokens. Build it with :func:`topology`, which caches.
 
@@ -29,15 +29,12 @@ class Topology:
         depths: depth of each node; 0 for the root.
         children: children of each node, in sibling order.
         levels: the nodes of each depth.
-        ancestors: bool tensor ``(n, n)`` on the CPU; ``ancestors[i, j]``: j is i or an ancestor of
-            i.
     """
 
     parents: tuple[int, ...]
     depths: tuple[int, ...]
     children: tuple[tuple[int, ...], ...]
     levels: tuple[tuple[int, ...], ...]
-    ancestors: Tensor = field(repr=False)
     is_chain: bool
 
     def __len__(self) -> int:
@@ -54,6 +51,15 @@ class Topology:
         while (node := self.parents[node]) >= 0:
             nodes.append(node)
         return tuple(reversed(nodes))
+
+    @cached_property
+    def ancestors(self) -> Tensor:
+        """Bool ``(n, n)`` on the CPU; ``[i, j]``: j is i or an ancestor of i."""
+        ancestors = torch.eye(len(self), dtype=torch.bool)
+        for level in self.levels[1:]:
+            nodes = list(level)
+            ancestors[nodes] |= ancestors[[self.parents[node] for node in nodes]]
+        return ancestors
 
     def truncate(self, depth: int) -> Topology:
         """The same shape without the nodes deeper than ``depth``; surviving nodes keep their
@@ -77,7 +83,6 @@ def topology(parents: tuple[int, ...]) -> Topology:
         raise ValueError(f"parents[0] must be -1, the root; got parents={parents}")
     depths = [0]
     children: list[list[int]] = [[] for _ in parents]
-    ancestors = torch.eye(len(parents), dtype=torch.bool)
     for node, parent in enumerate(parents[1:], start=1):
         if not 0 <= parent < node:
             raise ValueError(
@@ -85,7 +90,6 @@ def topology(parents: tuple[int, ...]) -> Topology:
             )
         depths.append(depths[parent] + 1)
         children[parent].append(node)
-        ancestors[node] |= ancestors[parent]
     levels: list[list[int]] = [[] for _ in range(max(depths) + 1)]
     for node, depth in enumerate(depths):
         levels[depth].append(node)
@@ -94,7 +98,6 @@ def topology(parents: tuple[int, ...]) -> Topology:
         depths=tuple(depths),
         children=tuple(map(tuple, children)),
         levels=tuple(map(tuple, levels)),
-        ancestors=ancestors,
         is_chain=len(levels) == len(parents),
     )
 
@@ -125,6 +128,54 @@ def random_topology(nodes: int, seed: int) -> Topology:
     """A uniformly random recursive tree of ``nodes`` nodes, the root included; for tests."""
     rng = random.Random(seed)
     return topology((-1, *(rng.randrange(node) for node in range(1, nodes))))
+
+
+@dataclass(frozen=True, slots=True)
+class Dynamic:
+    """A tree that grows where the drafter is surest: best first by path probability.
+
+    A node's path probability is the product of the drafter's probabilities from the root down to
+    it: how probable it is that the verifier gets there (Li et al., EAGLE-2, 2406.16858). At every
+    level the ``width`` best nodes are expanded; of all that were looked at, the best ``budget``
+    make the tree.
+
+    Attributes:
+        budget: most drafted nodes.
+        depth: deepest node.
+        width: most nodes that are expanded at a level, and most children of a node; 1 is a chain
+            that ends where the drafter is unsure.
+        least: path probability below which a node is not worth verifying.
+
+    Raises:
+        ValueError: a number that makes no tree.
+    """
+
+    budget: int
+    depth: int
+    width: int = 4
+    least: float = 0.0
+
+    def __post_init__(self) -> None:
+        if self.budget < 0 or self.depth < 0 or self.width < 1 or not 0 <= self.least <= 1:
+            raise ValueError(
+                f"{self}: expected budget >= 0, depth >= 0, width >= 1 and least in [0, 1]"
+            )
+
+    def __len__(self) -> int:
+        """Most nodes, the root included."""
+        return 1 + (self.budget if self.depth else 0)
+
+    @property
+    def is_chain(self) -> bool:
+        """Whether its trees never branch."""
+        return self.width == 1
+
+    def truncate(self, depth: int) -> Dynamic:
+        """The same without nodes deeper than ``depth``."""
+        return self if depth >= self.depth else replace(self, depth=max(depth, 0))
+
+
+Shape = Topology | Dynamic
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -18,7 +18,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from specdec.arguments import prepare
-from specdec.interfaces import Prompt
+from specdec.interfaces import Prompt, Verified
 from specdec.sampling import total_variation
 from specdec.training.prompts import Asked, model_inputs
 from specdec.tree import DraftTree, chain
@@ -128,15 +128,15 @@ def read(
         prepared = prepare(verifier.model, inputs | {"max_new_tokens": 1})
         prompt = Prompt(prepared.input_ids, prepared.padding, prepared.model_kwargs)
         longest = max(len(answered[i].answer) for i in chunk)
-        handles, first, _ = verifier.prefill(prompt, room=longest)
+        prefilled = verifier.prefill(prompt, room=longest)
+        handles, first = prefilled.handles, prefilled.logits
         try:
             # Behind the last token there is nothing, and an answer of one has no tree.
             fed = [answered[i].answer[:-1].tolist() for i in chunk]
             trees = [DraftTree(chain(len(part) - 1), tuple(part)) for part in fed if part]
             grown = [handle for handle, part in zip(handles, fed, strict=True) if part]
-            logits, masses, hidden = (
-                verifier.verify(grown, trees) if grown else (first[:0], (), None)
-            )
+            verified = verifier.verify(grown, trees) if grown else Verified(first[:0], ())
+            logits, masses, hidden, _ = verified
             mass = torch.cat(list(masses), dim=1) if masses else None
             counts = [len(part) for part in fed]
             parts = [

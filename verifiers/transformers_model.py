@@ -18,7 +18,7 @@ from transformers.cache_utils import Cache
 
 from specdec.cache import SequenceKV, page_key
 from specdec.interfaces import Prefilled, Prompt, Ready, Verified
-from specdec.runtime import Kinds, NodeBatch, PagedModel, PrefillRow, StatefulModel
+from specdec.runtime import Kinds, NodeBatch, PagedModel, PrefillRow, Source, StatefulModel
 from specdec.tree import DraftTree
 from specdec.verifiers.key_transfer import read_row, write_columns
 from specdec.verifiers.overrides import override
@@ -54,10 +54,13 @@ class TransformersVerifier:
         visual_mass: have :meth:`verify` say how much of each node's attention went to visual
             tokens. It costs a little time, on a CPU more.
         hidden: have :meth:`verify` give the last hidden state behind each node.
+        taps: layers whose inputs :meth:`prefill` and :meth:`verify` give, as in
+            :class:`specdec.interfaces.Reads`.
 
     Attributes:
         gives: what :meth:`verify` gives beside logits: those of "visual_mass" and "hidden" that
             were asked for.
+        taps: the tapped layers.
         shares: whether prompts to come are compared with what there is. Off where a prompt's tokens
             all see each other or layers keep states, and worth turning off where there will be one
             prompt only: naming pixels takes a pass over them.
@@ -74,6 +77,7 @@ class TransformersVerifier:
         kv_cache_bytes: int | None = None,
         visual_mass: bool = False,
         hidden: bool = False,
+        taps: Sequence[int] = (),
     ) -> None:
         problems = unsupported(model)
         if problems:
@@ -86,6 +90,7 @@ class TransformersVerifier:
             "page_size": page_size,
             "kv_cache_bytes": budget,
             "keeps_hidden": hidden,
+            "taps": taps,
         }
         if kinds and visual_mass:
             raise ValueError(
@@ -102,6 +107,7 @@ class TransformersVerifier:
         self._counts_padding = special.counts_padding
         asked = {"visual_mass": visual_mass, "hidden": hidden}
         self.gives = frozenset(name for name, wanted in asked.items() if wanted)
+        self.taps = tuple(taps)
         self._prefill_seconds = 0.0
 
     @property
@@ -133,6 +139,7 @@ class TransformersVerifier:
         twins = self._twins(texts, [keys[row].pages for row in chosen])
         handles: dict[int, _Handle] = {}
         logits: dict[int, Tensor] = {}
+        states: dict[int, Tensor] = {}
         began = self._paged.seconds
         try:
             for i, (row, text) in enumerate(zip(chosen, texts, strict=True)):
@@ -149,6 +156,8 @@ class TransformersVerifier:
                 ]
                 logits |= zip(fresh, self._paged.prefill(inputs, first), strict=True)
                 for i in fresh:
+                    if self._paged.states is not None:
+                        states[i] = self._paged.states[chosen[i], padding[chosen[i]] :]
                     visual = [
                         place
                         for place, token in enumerate(texts[i])
@@ -157,7 +166,9 @@ class TransformersVerifier:
                     kv.flag_visual(handles[i].sequence, visual)
             found = [i for i, count in cached.items() if count > 0]
             if found:
-                logits |= zip(found, self._go_on([handles[i] for i in found]), strict=True)
+                behind, read = self._go_on([handles[i] for i in found])
+                logits |= zip(found, behind, strict=True)
+                states |= zip(found, read, strict=bool(read))
         except BaseException:
             for handle in handles.values():
                 kv.free(handle.sequence)
@@ -170,10 +181,13 @@ class TransformersVerifier:
                 handles[i].sequence.beside = same.sequence.beside
                 cached[i] = len(texts[i])
         order = range(len(texts))
+        positions = inputs.get("position_ids")
         return Prefilled(
             [handles[i] for i in order],
             torch.stack([logits[twins[i]] for i in order]),
             [cached[i] for i in order],
+            [states[twins[i]] for i in order] if states else (),
+            [_positions(positions, row, padding[row], len(prompt.input_ids[0])) for row in chosen],
         )
 
     def _take_over(self, ready: Ready, room: int, rows: Sequence[int] | None) -> Prefilled:
@@ -208,8 +222,10 @@ class TransformersVerifier:
             twins.append(firsts.setdefault((tuple(text), tuple(known)) if self.shares else i, i))
         return twins
 
-    def _go_on(self, handles: Sequence[_Handle]) -> Tensor:
-        """Run and commit what is left of the texts; logits ``(len(handles), V)`` behind them."""
+    def _go_on(self, handles: Sequence[_Handle]) -> tuple[Tensor, list[Tensor]]:
+        """Run and commit what is left of the texts; logits ``(len(handles), V)`` behind them, and
+        their tapped states.
+        """
         batch = []
         for handle in handles:
             assert handle.text is not None
@@ -262,13 +278,21 @@ class TransformersVerifier:
                 for handle, tree in zip(handles, trees, strict=True)
             ]
         )
-        return Verified(logits, self._paged.visual_mass, self._paged.hidden)
+        paged = self._paged
+        return Verified(logits, paged.visual_mass, paged.hidden, paged.states)
 
-    def append(self, handle: _Handle, tokens: Sequence[int]) -> None:
-        """Compute and keep the keys of these next tokens of the text."""
+    def append(self, handle: _Handle, tokens: Sequence[int]) -> Tensor | None:
+        """Compute and keep the keys of these next tokens of the text; their tapped states."""
         nodes = NodeBatch(handle.sequence, tokens, range(len(tokens)), None, handle.offset)
-        self._paged.append([nodes])
+        _, states = self._paged.append([nodes])
         self._publish(handle, tokens)
+        return states[0] if states else None
+
+    def source(self, handle: _Handle) -> Source:
+        """The request's pages, for drafters that read them."""
+        visual = self.spec.visual_token_ids
+        places = [place for place, token in enumerate(handle.text or ()) if token in visual]
+        return Source(self._paged, handle.sequence, handle.offset, places)
 
     def commit(self, handle: _Handle, nodes: Sequence[int]) -> None:
         """Keep the path's keys, drop the other nodes'."""
@@ -319,8 +343,7 @@ class TransformersVerifier:
     def visual_pages(self, handle: _Handle) -> list[int]:
         """The request's pages that hold visual tokens."""
         sequence, size = handle.sequence, self._paged.kv.page_size
-        visual = self.spec.visual_token_ids
-        places = [place for place, token in enumerate(handle.text or ()) if token in visual]
+        places = self.source(handle).visual
         return sorted({sequence.pages[(sequence.lead + place) // size] for place in places})
 
     @property
@@ -334,6 +357,14 @@ def _free_bytes(device: torch.device) -> int:
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0]
     return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+
+
+def _positions(positions: Tensor | None, row: int, padding: int, length: int) -> Tensor:
+    """Positions of a row's tokens, int64 ``(R, T)`` on the CPU."""
+    if positions is None:
+        return torch.arange(length - padding)[None]
+    rows = positions[None] if positions.ndim == 2 else positions
+    return rows[:, row if rows.shape[1] > 1 else 0, padding:].cpu()
 
 
 def _last_positions(positions: Tensor | None, ids: Tensor, padding: Sequence[int]) -> Tensor:

@@ -20,9 +20,9 @@ from specdec.engine.estimates import estimates
 from specdec.engine.request import Decoding, Emission, Request
 from specdec.engine.target import Target
 from specdec.engine.together import by_batch
-from specdec.interfaces import Drafter, Prompt, Verified, Verifier
+from specdec.interfaces import Drafter, Prefilled, Prompt, Verified, Verifier, reads_of
 from specdec.stats import AcceptanceStats
-from specdec.tree import DraftTree, Topology, chain, root_only
+from specdec.tree import DraftTree, Shape, chain, root_only
 
 DEFAULT_SHAPE = chain(4)
 
@@ -40,10 +40,17 @@ class Engine:
     """
 
     def __init__(
-        self, verifier: Verifier, drafter: Drafter | None, shape: Topology = DEFAULT_SHAPE
+        self, verifier: Verifier, drafter: Drafter | None, shape: Shape = DEFAULT_SHAPE
     ) -> None:
         if drafter is not None:
             drafter.check(verifier.spec)
+        self._reads = reads_of(drafter)
+        if drafter is not None and self._reads.layers not in ((), verifier.taps):
+            raise ValueError(
+                f"drafter {drafter.name} reads the inputs of layers {self._reads.layers}, and "
+                f"verifier {verifier.spec.name} gives those of {verifier.taps}: make it with "
+                f"taps={self._reads.layers}"
+            )
         if verifier.spec.chains_only and not shape.is_chain:
             raise ValueError(
                 f"verifier {verifier.spec.name} keeps a state that cannot branch, and the tree of "
@@ -117,6 +124,8 @@ class Engine:
             known = estimates(running, trees, verified)
             targets = [Target(*parts) for parts in zip(running, trees, blocks, known, strict=True)]
             verdicts = _decide(targets)
+            if verified.states is not None:
+                _tell(targets, verdicts, verified.states)
         with self.timed("commit"):
             for target, verdict in zip(targets, verdicts, strict=True):
                 self._commit(target, verdict)
@@ -156,16 +165,18 @@ class Engine:
     def _prefill(self, requests: list[Request]) -> list[Emission]:
         room = requests[0].decoding.max_length + len(self.shape)
         rows = [request.row for request in requests]
-        handles, logits, cached = self.verifier.prefill(requests[0].prompt, room, rows)
+        prefilled = self.verifier.prefill(requests[0].prompt, room, rows)
         try:
-            for request, handle in zip(requests, handles, strict=True):
-                self._catch_up(request, handle)
+            for index, request in enumerate(requests):
+                self._show(request, prefilled, index)
+                self._catch_up(request, prefilled.handles[index])
         except BaseException:
-            for handle in handles:
+            for handle in prefilled.handles:
                 self.verifier.release(handle)
             raise
         targets = []
-        for request, handle, row, count in zip(requests, handles, logits, cached, strict=True):
+        each = zip(requests, prefilled.handles, prefilled.logits, prefilled.cached, strict=True)
+        for request, handle, row, count in each:
             request.handle = handle
             self._running.append(request)
             for stats in (request.stats, self.stats):
@@ -185,13 +196,24 @@ class Engine:
         """
         said = request.output[:-1]
         if said:
-            self.verifier.append(handle, said)
+            states = self.verifier.append(handle, said)
+            if states is not None:
+                request.view.states.append(states)
+
+    def _show(self, request: Request, prefilled: Prefilled, index: int) -> None:
+        """Let the drafter see what it reads of the prompt."""
+        view = request.view
+        view.states = [prefilled.states[index]] if prefilled.states else []
+        if prefilled.positions:
+            view.positions = prefilled.positions[index]
+        if self._reads.pages:
+            view.source = self.verifier.source(prefilled.handles[index])
 
     def _preempt(self) -> None:
         """The youngest running request gives up its keys and waits."""
         request = self._running.pop()
         self.verifier.release(request.handle)
-        request.handle = None
+        request.handle = request.view.source = None
         if self.drafter is not None:
             self.drafter.release(request.view.id)
         self._waiting.insert(0, [request])
@@ -203,17 +225,17 @@ class Engine:
         if self.drafter is None:
             return [root_only(request.view.tokens[-1]) for request in running]
         for request in running:
-            if request.decoding.together is not None:
-                request.view.max_depth = 0
-                continue
             # A tree of depth d yields up to d + 1 tokens.
-            request.view.max_depth = request.decoding.max_length - request.length - 1
+            left = request.decoding.max_length - request.length - 1
+            alone = request.decoding.together is None
+            request.view.shape = self.shape.truncate(left if alone else 0)
         before = self.drafter.model_seconds
-        trees = self.drafter.propose([request.view for request in running], self.shape)
+        trees = self.drafter.propose([request.view for request in running])
         self.stats.times.model_forward += self.drafter.model_seconds - before
         for request, tree in zip(running, trees, strict=True):
             assert tree.tokens[0] == request.view.tokens[-1], "a tree must grow from the last token"
-            assert tree.topology.depth <= request.view.max_depth, "a tree is deeper than it may be"
+            assert len(tree) <= len(request.view.shape), "a tree is too large"
+            assert tree.topology.depth <= request.view.shape.depth, "a tree is too deep"
         return trees
 
     def _verify(self, trees: list[DraftTree]) -> Verified:
@@ -264,6 +286,15 @@ class Engine:
         yield
         times = self.stats.times
         setattr(times, phase, getattr(times, phase) + time.perf_counter() - began)
+
+
+def _tell(targets: Sequence[Target], verdicts: Sequence[Verdict], states: Tensor) -> None:
+    """Let the drafter see the states of the tokens that were kept."""
+    start = 0
+    for target, verdict in zip(targets, verdicts, strict=True):
+        kept = (0, *verdict.path)[: len(target.emissions)]
+        target.request.view.states.append(states[[start + node for node in kept]])
+        start += len(target.tree)
 
 
 def _decide(targets: Sequence[Target]) -> list[Verdict]:

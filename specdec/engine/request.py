@@ -17,6 +17,7 @@ from specdec.guards import GuardState
 from specdec.interfaces import DraftRequest, Prompt
 from specdec.ledger import Entry
 from specdec.stats import AcceptanceStats
+from specdec.tree import chain
 
 
 class Emission(NamedTuple):
@@ -109,10 +110,12 @@ class Request:
             id=request_id,
             tokens=tokens,
             prompt_length=len(tokens),
-            max_depth=0,
+            shape=chain(0),
             temperature=decoding.temperature if decoding.do_sample else 0.0,
             generator=decoding.generator,
             wants_q="divergence" in needs(decoding.rule),
+            prompt=prompt,
+            row=row,
         )
         return cls(prompt, view=view, decoding=decoding, ids=ids, length=len(padded), row=row)
 

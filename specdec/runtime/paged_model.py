@@ -10,7 +10,7 @@ import inspect
 import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager
 from itertools import accumulate
 from typing import Any, NamedTuple
 from weakref import WeakKeyDictionary
@@ -24,6 +24,7 @@ from specdec.runtime import hook
 from specdec.runtime.dense import DenseForward
 from specdec.runtime.hook import PrefillRow
 from specdec.runtime.last_hidden import LastHidden
+from specdec.runtime.taps import Taps
 
 _IMPLEMENTATION = "_attn_implementation_internal"
 PIECE = 256  # tokens of a text that are run at once
@@ -59,12 +60,15 @@ class PagedModel:
         cache: what the model gets as ``past_key_values``.
         flags_visual: keep note of which keys are those of visual tokens, for ``visual_mass``.
         keeps_hidden: keep what the output embeddings read, for ``hidden``.
+        taps: layers whose inputs are kept, for ``states``.
 
     Attributes:
         visual_mass: of the last :meth:`forward`, per attention layer, float32 ``(N, Hq)``: how much
             of each node's attention went to visual tokens. Empty if they are not flagged.
         hidden: of the last :meth:`forward` that gave the logits of all rows, ``(N, H)``: what the
             output embeddings made them of. ``None`` if it is not kept.
+        states: what went into the tapped layers: of the last :meth:`forward` ``(N, layers * H)``,
+            of the last :meth:`prefill` ``(B, T, layers * H)``. ``None`` if there are none.
 
     Raises:
         ValueError: the model's attention cannot be replaced through transformers' interfaces, or
@@ -83,12 +87,15 @@ class PagedModel:
         cache: type[hook.PagedCache] = hook.PagedCache,
         flags_visual: bool = False,
         keeps_hidden: bool = False,
+        taps: Sequence[int] = (),
     ) -> None:
         self.model = model
         self.kv = PagedKV(page_size, flags_visual=flags_visual)
         self.visual_mass: list[Tensor] = []
         self.hidden: Tensor | None = None
+        self.states: Tensor | None = None
         self._head = LastHidden(model) if keeps_hidden else None
+        self._taps = Taps(model, taps) if taps else None
         self._budget = kv_cache_bytes
         self.cache = cache(model.config.get_text_config(decoder=True))
         if self.cache.keeps_states and not self._keeps_states:
@@ -145,32 +152,40 @@ class PagedModel:
                 hook.TreeRows(nodes.sequence, len(nodes.tokens), nodes.visible) for nodes in batch
             ]
             logits = self._over_nodes(rows, inputs)[0]
+        if self.states is not None:
+            self.states = self.states[0]
         return logits if keep is None or self._keeps_logits else logits[keep]
 
-    def append(self, texts: Sequence[NodeBatch]) -> Tensor:
+    def append(self, texts: Sequence[NodeBatch]) -> tuple[Tensor, list[Tensor]]:
         """Run and commit what comes next in some texts, each a chain behind what is committed.
 
         Long ones are run piece by piece: a tree has its limits, a text has none.
 
         Returns:
-            logits ``(len(texts), V)`` behind each text's last token.
+            logits ``(len(texts), V)`` behind each text's last token; and the tapped states of all
+            tokens, per text ``(n, layers * H)``, empty if there are none.
 
         Raises:
             OutOfPages: the page limit is reached; some of it may have been committed.
         """
         logits: dict[int, Tensor] = {}
+        states: list[list[Tensor]] = [[] for _ in texts]
         for start in range(0, max(len(text.tokens) for text in texts), PIECE):
             pieces = {}
             for index, text in enumerate(texts):
                 tokens = text.tokens[start : start + PIECE]
                 if tokens:
                     pieces[index] = text._replace(tokens=tokens, depths=range(len(tokens)))
-            ends = accumulate(len(piece.tokens) for piece in pieces.values())
-            keep = torch.tensor([end - 1 for end in ends])
+            sizes = [len(piece.tokens) for piece in pieces.values()]
+            keep = torch.tensor([end - 1 for end in accumulate(sizes)])
             logits |= zip(pieces, self.forward(list(pieces.values()), keep=keep), strict=True)
+            if self.states is not None:
+                for index, part in zip(pieces, self.states.split(sizes), strict=True):
+                    states[index].append(part)
             for piece in pieces.values():
                 self.commit(piece.sequence, range(len(piece.tokens)))
-        return torch.stack([logits[index] for index in range(len(texts))])
+        behind = torch.stack([logits[index] for index in range(len(texts))])
+        return behind, [torch.cat(parts) for parts in states if parts]
 
     def commit(self, sequence: SequenceKV, nodes: Sequence[int]) -> None:
         """Keep these scratch nodes, a path from the first, and drop the others."""
@@ -233,7 +248,11 @@ class PagedModel:
                 for config in configs:
                     config[_IMPLEMENTATION] = hook.NAME
                 began = time.perf_counter()
-                with nullcontext() if self._head is None else self._head.watched():
+                with ExitStack() as watching:
+                    if self._head is not None:
+                        watching.enter_context(self._head.watched())
+                    if self._taps is not None:
+                        watching.enter_context(self._taps.watched())
                     out = self.model(
                         **inputs, past_key_values=self.cache, use_cache=True, return_dict=True
                     )
@@ -246,6 +265,8 @@ class PagedModel:
         logits: Tensor = out.logits
         if self._head is not None and not isinstance(forward, hook.Prefill):
             self.hidden = self._head.take(logits)
+        if self._taps is not None:
+            self.states = self._taps.take()
         return logits
 
     def set_limit(self) -> None:

@@ -33,6 +33,7 @@ class StatefulModel(PagedModel):
         page_size: tokens a page.
         kv_cache_bytes: what keys and values may take; states are not counted.
         keeps_hidden: as for :class:`PagedModel`.
+        taps: as for :class:`PagedModel`.
     """
 
     _keeps_states = True
@@ -45,6 +46,7 @@ class StatefulModel(PagedModel):
         page_size: int = 16,
         kv_cache_bytes: int | None = None,
         keeps_hidden: bool = False,
+        taps: Sequence[int] = (),
     ) -> None:
         super().__init__(
             model,
@@ -52,6 +54,7 @@ class StatefulModel(PagedModel):
             kv_cache_bytes=kv_cache_bytes,
             cache=StatefulCache,
             keeps_hidden=keeps_hidden,
+            taps=taps,
         )
         self._kinds = kinds
         # Of the current forward: the states it starts from, and those it writes.
@@ -82,16 +85,20 @@ class StatefulModel(PagedModel):
             if len(beside.behind) >= _BEHIND:
                 self._catch_up(nodes.sequence, nodes.offset)
         whole = [_with_behind(nodes) for nodes in batch]
-        logits, hidden = list[Tensor](), list[Tensor]()
+        logits, hidden, states = list[Tensor](), list[Tensor](), list[Tensor]()
         with self._extended(whole):
             for nodes, wanted in zip(whole, batch, strict=True):
                 logits.append(self._alone(nodes)[-len(wanted.tokens) :])
                 if self.hidden is not None:
                     hidden.append(self.hidden[-len(wanted.tokens) :])
+                if self.states is not None:
+                    states.append(self.states[0, -len(wanted.tokens) :])
         for nodes in batch:
             _beside(nodes.sequence).nodes = list(nodes.tokens)
         if hidden:
             self.hidden = torch.cat(hidden)
+        if states:
+            self.states = torch.cat(states)
         every = torch.cat(logits)
         return every if keep is None else every[keep]
 

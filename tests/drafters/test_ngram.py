@@ -18,7 +18,9 @@ def propose(tokens: list[int], branching: tuple[int, ...], depth: int = 50) -> l
     """The paths of the proposed tree, from root to leaf."""
     drafter = NgramDrafter()
     drafter.check(SPEC)
-    (tree,) = drafter.propose([DraftRequest(0, tokens, len(tokens), depth)], static(branching))
+    (tree,) = drafter.propose(
+        [DraftRequest(0, tokens, len(tokens), static(branching).truncate(depth))]
+    )
     leaves = [node for node in range(len(tree)) if not tree.topology.children[node]]
     return [[tree.tokens[node] for node in tree.topology.path(leaf)] for leaf in leaves]
 
@@ -42,7 +44,7 @@ def test_a_chain_is_the_latest_longest_match(seed: int) -> None:
     drafter = NgramDrafter()
     drafter.check(SPEC)
     for _ in range(4):
-        (tree,) = drafter.propose([DraftRequest(0, tokens, len(tokens), 50)], chain(5))
+        (tree,) = drafter.propose([DraftRequest(0, tokens, len(tokens), chain(5))])
         assert list(tree.tokens) == [tokens[-1], *oracle(tokens, 5)]
         tokens = tokens + [rng.randrange(4) for _ in range(rng.randrange(1, 5))]
 
@@ -67,7 +69,7 @@ def test_no_larger_than_the_shape() -> None:
     drafter = NgramDrafter()
     drafter.check(SPEC)
     for shape in (static((3,)), static((2, 1)), chain(2)):
-        (tree,) = drafter.propose([DraftRequest(0, tokens, len(tokens), 50)], shape)
+        (tree,) = drafter.propose([DraftRequest(0, tokens, len(tokens), shape)])
         assert len(tree) <= len(shape)
         assert tree.topology.depth <= shape.depth
 

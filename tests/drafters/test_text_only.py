@@ -9,7 +9,7 @@ from transformers import PreTrainedModel
 
 from specdec.drafters import TextOnlyDrafter
 from specdec.interfaces import DraftRequest, VerifierSpec
-from specdec.tree import DraftTree, Siblings, Topology, chain, random_topology, static
+from specdec.tree import DraftTree, Shape, Siblings, Topology, chain, random_topology, static
 from support import families
 
 SPEC = VerifierSpec(
@@ -21,6 +21,7 @@ SPEC = VerifierSpec(
     eos_token_ids=frozenset([families.EOS]),
 )
 IMAGE = families.IMAGE
+CHAIN = chain(3)
 
 
 @pytest.fixture
@@ -41,8 +42,9 @@ def request(
     request_id: int = 0,
     temperature: float = 0.0,
     generator: torch.Generator | None = None,
+    shape: Shape = CHAIN,
 ) -> DraftRequest:
-    return DraftRequest(request_id, tokens, len(tokens), 50, temperature, generator)
+    return DraftRequest(request_id, tokens, len(tokens), shape, temperature, generator)
 
 
 @torch.no_grad()
@@ -77,8 +79,9 @@ def test_greedy_children_are_the_top_k_of_the_text_alone(
     tokens = [5, 9, *[IMAGE] * 7, 21, 33, 8]
     generator = torch.Generator().manual_seed(1)
     for step in range(8):
-        (tree,) = drafter.propose([request(tokens)], shape)
-        assert tree.topology is shape
+        (tree,) = drafter.propose([request(tokens, shape=shape)])
+        assert sorted(tree.topology.depths) == sorted(shape.depths)
+        assert sorted(map(len, tree.topology.children)) == sorted(map(len, shape.children))
         assert tree.q is None
         assert_top_k(model, tokens, tree)
         levels = tree.topology.levels
@@ -96,12 +99,14 @@ def test_a_batch_is_drafted_as_each_alone(model: PreTrainedModel) -> None:
         request([7, IMAGE, IMAGE, 8, 9, 10, 11], 2),
         request([12, 13], 3, temperature=0.8, generator=torch.Generator().manual_seed(4)),
     ]
-    batch[1].max_depth = 2
-    trees = drafter.propose(batch, static((2, 2, 1)))
+    for each in batch:
+        each.shape = static((2, 2, 1))
+    batch[1].shape = static((2, 2))
+    trees = drafter.propose(batch)
     alone = torch.Generator().manual_seed(4)
     batch[2].generator = alone
     for given, tree in zip(batch, trees, strict=True):
-        (expected,) = drafter_of(model).propose([given], static((2, 2, 1)))
+        (expected,) = drafter_of(model).propose([given])
         assert tree.tokens == expected.tokens
         assert tree.topology is expected.topology
 
@@ -112,7 +117,7 @@ def test_drawn_siblings_come_with_their_q(model: PreTrainedModel, siblings: Sibl
     acceptance would be wrong without any other sign."""
     drafter = drafter_of(model, siblings)
     tokens = [5, IMAGE, 9, 21]
-    (tree,) = drafter.propose([request(tokens, temperature=0.7)], static((3, 2)))
+    (tree,) = drafter.propose([request(tokens, temperature=0.7, shape=static((3, 2)))])
     assert tree.siblings == siblings
     if siblings == "deterministic":
         assert_top_k(model, tokens, tree)
@@ -131,8 +136,8 @@ def test_depth_is_limited_per_request(model: PreTrainedModel) -> None:
     drafter = drafter_of(model)
     batch = [request([4, 5, 6], index) for index in range(3)]
     for depth, given in enumerate(batch):
-        given.max_depth = depth
-    depths = [tree.topology.depth for tree in drafter.propose(batch, chain(5))]
+        given.shape = chain(5).truncate(depth)
+    depths = [tree.topology.depth for tree in drafter.propose(batch)]
     assert depths == [0, 1, 2]
 
 
@@ -142,23 +147,24 @@ def test_a_larger_vocabulary_never_drafts_beyond_the_verifiers(model: PreTrained
     wide.lm_head.weight.data[families.VOCAB :] *= 50.0
     drafter = drafter_of(wide)
     for temperature in (0.0, 1.0):
-        (tree,) = drafter.propose([request([4, 5], temperature=temperature)], static((4, 3, 2)))
+        given = request([4, 5], temperature=temperature, shape=static((4, 3, 2)))
+        (tree,) = drafter.propose([given])
         assert max(tree.tokens) < families.VOCAB
 
 
 def test_tokens_that_a_smaller_vocabulary_lacks_are_dropped() -> None:
     small = families.causal_lm(0, vocab_size=100)
     drafter = drafter_of(small)
-    (tree,) = drafter.propose([request([4, 120, 5, 130, 6])], chain(3))
+    (tree,) = drafter.propose([request([4, 120, 5, 130, 6])])
     expected = int(next_logits(small, [4, 5, 6]).argmax())
     assert tree.tokens[1] == expected
-    (tree,) = drafter.propose([request([4, 120, 5, 130, 6, 140])], chain(3))
+    (tree,) = drafter.propose([request([4, 120, 5, 130, 6, 140])])
     assert len(tree) == 1, "nothing new was read, so there is nothing to draft from"
 
 
 def test_release_gives_every_page_back(model: PreTrainedModel) -> None:
     drafter = drafter_of(model)
-    drafter.propose([request([4, 5, 6], index) for index in range(3)], static((2, 2)))
+    drafter.propose([request([4, 5, 6], index, shape=static((2, 2))) for index in range(3)])
     for index in range(3):
         drafter.release(index)
         drafter.release(index)
@@ -168,5 +174,5 @@ def test_release_gives_every_page_back(model: PreTrainedModel) -> None:
 
 def test_time_inside_the_model_is_counted(model: PreTrainedModel) -> None:
     drafter = drafter_of(model)
-    drafter.propose([request([4, 5, 6])], chain(2))
+    drafter.propose([request([4, 5, 6])])
     assert drafter.model_seconds > 0

@@ -170,7 +170,7 @@ def test_long_texts_are_appended_piece_by_piece(monkeypatch: pytest.MonkeyPatch)
         paged.prefill({"input_ids": prompt}, [PrefillRow(0, sequence, 0)])
         tokens = torch.randint(2, 140, (length,)).tolist()
         texts.append(NodeBatch(sequence, tokens, range(length)))
-    logits = paged.append(texts)
+    logits, _ = paged.append(texts)
     for prompt, text, row in zip(prompts, texts, logits, strict=True):
         assert text.sequence.committed == prompt.shape[1] + len(text.tokens)
         expected = plain_logits(model, prompt, list(text.tokens))

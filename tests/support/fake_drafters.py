@@ -35,13 +35,15 @@ class GuessingDrafter:
     def check(self, verifier: VerifierSpec) -> None:
         self.vocab_size = verifier.vocab_size
 
-    def propose(self, batch: Sequence[DraftRequest], shape: Topology) -> list[DraftTree]:
-        return [self._tree(request, shape.truncate(request.max_depth)) for request in batch]
+    def propose(self, batch: Sequence[DraftRequest]) -> list[DraftTree]:
+        return [self._tree(request) for request in batch]
 
     def release(self, request_id: int) -> None:
         self.released.append(request_id)
 
-    def _tree(self, request: DraftRequest, shape: Topology) -> DraftTree:
+    def _tree(self, request: DraftRequest) -> DraftTree:
+        shape = request.shape
+        assert isinstance(shape, Topology)
         answer = self.answers.get(tuple(request.tokens[: request.prompt_length]), [])
         written = len(request.tokens) - request.prompt_length
         tokens, true = [request.tokens[-1]], [answer[:written] == request.tokens[-written:]]
@@ -65,8 +67,8 @@ class BrokenDrafter(GuessingDrafter):
         super().__init__()
         self.after = after
 
-    def propose(self, batch: Sequence[DraftRequest], shape: Topology) -> list[DraftTree]:
+    def propose(self, batch: Sequence[DraftRequest]) -> list[DraftTree]:
         self.after -= 1
         if self.after < 0:
             raise RuntimeError("the drafter broke")
-        return super().propose(batch, shape)
+        return super().propose(batch)

@@ -187,8 +187,8 @@ def test_training_reads_what_the_drafter_will_read(teacher: Teacher) -> None:
         drafter = TextOnlyDrafter(model)
         drafter.check(TransformersVerifier(teacher.model).spec)
         tokens = teacher.inputs([asked])["input_ids"][0].tolist() + row[-1:].tolist()
-        request = specdec.DraftRequest(0, tokens, len(tokens) - 1, max_depth=1)
-        [tree] = drafter.propose([request], chain(1))
+        request = specdec.DraftRequest(0, tokens, len(tokens) - 1, chain(1))
+        [tree] = drafter.propose([request])
         with torch.no_grad():
             wanted = model(input_ids=row[None]).logits[0, -1].argmax()
         assert tree.tokens[1] == wanted

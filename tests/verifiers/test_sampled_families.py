@@ -38,13 +38,15 @@ class DrawsWords:
         self.q = torch.zeros(verifier.vocab_size)
         self.q[list(WORDS)] = torch.tensor([0.4, 0.3, 0.2, 0.1])
 
-    def propose(self, batch: Sequence[DraftRequest], shape: Topology) -> list[DraftTree]:
-        return [self._tree(request, shape.truncate(request.max_depth)) for request in batch]
+    def propose(self, batch: Sequence[DraftRequest]) -> list[DraftTree]:
+        return [self._tree(request) for request in batch]
 
     def release(self, request_id: int) -> None:
         """Nothing is kept."""
 
-    def _tree(self, request: DraftRequest, shape: Topology) -> DraftTree:
+    def _tree(self, request: DraftRequest) -> DraftTree:
+        shape = request.shape
+        assert isinstance(shape, Topology)
         tokens = [request.tokens[-1]] * len(shape)
         for children in shape.children:
             if children:
