@@ -43,9 +43,7 @@ def check_mixture(mixture: Mixture) -> None:
         raise ValueError(f"weights of losses must be positive, got {dict(mixture)}")
 
 
-def divergence(
-    student: Tensor, teacher: Tensor, spoken: Tensor | None, mixture: Mixture
-) -> Tensor:
+def divergence(student: Tensor, teacher: Tensor, spoken: Tensor | None, mixture: Mixture) -> Tensor:
     """Losses ``(n,)`` between logits of a drafter ``(n, Vd)`` and a verifier ``(n, V)``.
 
     Args:
@@ -182,12 +180,11 @@ def _total(
 ) -> Tensor:
     trained = [head] if isinstance(head, Tensor) else list(head.parameters())
     say = head if isinstance(head, nn.Module) else (lambda x, weight=head: F.linear(x, weight))
-    hidden, weights = (
-        (hidden[:, None], weights[:, None]) if hidden.ndim == 2 else (hidden, weights)
-    )
+    hidden, weights = (hidden[:, None], weights[:, None]) if hidden.ndim == 2 else (hidden, weights)
     wanted = torch.is_grad_enabled() and any(each.requires_grad for each in (hidden, *trained))
     job = _Job(say, target, weights, rows, wanted)
-    loss: Tensor = _Chunked.apply(job, hidden, *trained)
+    apply: Any = _Chunked.apply  # torch does not annotate it
+    loss: Tensor = apply(job, hidden, *trained)
     return loss
 
 
