@@ -17,7 +17,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from specdec.drafters.eagle_head import EagleConfig
-from specdec.training.features import Example, Features, without_visual
+from specdec.training.examples import Example, without_visual
+from specdec.training.features import Features
 from specdec.training.layout import Slots, slots
 
 Batch = dict[str, Tensor]

@@ -77,8 +77,9 @@ def load(trainer: DistillTrainer, folder: Path) -> dict[str, Any]:
         sharded.set_optimizer_state_dict(trainer.student, inner, optimizer, options=_WHOLE)
     else:
         trainer.inner_optimizer.load_state_dict(optimizer)
-    assert trainer.lr_scheduler is not None
-    trainer.lr_scheduler.load_state_dict(state.pop("schedule"))
+    schedule = trainer.lr_scheduler
+    assert schedule is not None
+    schedule.load_state_dict(schedule.state_dict() | state.pop("schedule"))
     return state
 
 

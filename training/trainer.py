@@ -25,7 +25,7 @@ from transformers.trainer_callback import TrainerState
 
 from specdec.training import checkpoint, saving
 from specdec.training.batches import Batch
-from specdec.training.features import Example
+from specdec.training.examples import Example
 from specdec.training.options import Training, arguments
 from specdec.training.order import Order, Shares
 from specdec.training.truth import Truth

@@ -5,7 +5,8 @@ from __future__ import annotations
 import torch
 
 from specdec.drafters.eagle_head import EagleConfig, EagleHead, Vision
-from specdec.training.features import Example, Features
+from specdec.training.examples import Example
+from specdec.training.features import Features
 
 VOCAB, HIDDEN, IMAGE = 40, 16, 39
 

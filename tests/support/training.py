@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from specdec.training.batches import EagleCollator
-from specdec.training.features import Example
+from specdec.training.examples import Example
 from specdec.training.students import EagleStudent
 from specdec.training.trainer import DistillTrainer, Training
 from specdec.training.truth import Truth

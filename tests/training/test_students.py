@@ -11,7 +11,7 @@ from torch import Tensor
 
 from specdec.drafters.eagle_head import EagleHead, Vision
 from specdec.training.batches import EagleCollator
-from specdec.training.features import Example
+from specdec.training.examples import Example
 from specdec.training.losses import divergence
 from specdec.training.students import EagleStudent
 from support import answers
