@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 from collections import Counter
@@ -32,8 +33,14 @@ def _how(**changes: object) -> Training:
 
 def _script(folder: Path, options: dict[str, object], processes: int = 1) -> int:
     """The exit code of a training in a process of its own, or in several."""
-    run = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", str(processes)]
-    command = [*run, "--master-port", "0"] if processes > 1 else [sys.executable]
+    command = [sys.executable]
+    if processes > 1:
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = free.getsockname()[1]
+        # What `accelerate launch` runs; on a CPU that wants MPI for several processes.
+        command += ["-m", "torch.distributed.run", "--master-addr", "127.0.0.1"]
+        command += ["--master-port", str(port), "--nproc-per-node", str(processes)]
     environment = os.environ | {
         "PYTHONPATH": str(SCRIPT.parents[1]),
         "OMP_NUM_THREADS": "1",
