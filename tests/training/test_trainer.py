@@ -137,7 +137,7 @@ def test_weights_of_another_drafter_are_refused(tmp_path: Path) -> None:
     training.trainer(tmp_path, _how(steps=1)).run()
     other = training.trainer(tmp_path, _how(steps=2))
     other.student.get_submodule("head").register_parameter("more", nn.Parameter(torch.ones(2)))
-    with pytest.raises(ValueError, match="another drafter: head[.]more is missing there"):
+    with pytest.raises(ValueError, match=r"another drafter: head\.more is missing"):
         other.run()
 
 
