@@ -120,7 +120,6 @@ class DistillTrainer(Trainer):
             self.train_dataset,  # type: ignore[arg-type]  # see above
             batch_sampler=self._shares,
             collate_fn=self.data_collator,
-            pin_memory=self.args.device.type == "cuda",
             generator=torch.Generator(),  # else it draws from the one that noise comes from
         )
 

@@ -190,6 +190,17 @@ def test_loss_weighs_places_and_steps() -> None:
     assert float(total) == pytest.approx(expected)
 
 
+@pytest.mark.parametrize("vision", VISIONS)
+def test_one_step_is_the_first_of_many(vision: Vision) -> None:
+    """Without later steps there are no rows to go on; fewer rows are run, with the same result."""
+    student = _student(answers.head(vision))
+    one, many = (EagleCollator(student.head.config, steps, decay=1e-12)(CASES) for steps in (1, 3))
+    for batch in (one, many):
+        del batch["total"], batch["tokens"]
+    with torch.no_grad():
+        torch.testing.assert_close(student(**one), student(**many), rtol=1e-9, atol=1e-9)
+
+
 def test_noise_is_for_learning_only_and_follows_the_generator() -> None:
     """Noise at evaluation, or from a generator that a checkpoint does not keep."""
     student = _student(answers.head(), noise=0.3)
