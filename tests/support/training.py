@@ -6,7 +6,6 @@ import json
 import os
 import signal
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -51,16 +50,18 @@ def trainer(
 
 
 def curve(folder: Path, name: str = "loss") -> dict[int, Any]:
-    """Values of the log by step."""
+    """Values of the log by step, of which each may be there once."""
     rows = map(json.loads, (folder / "log.jsonl").read_text().splitlines())
-    return {row["step"]: row[name] for row in rows if name in row}
+    found = [(row["step"], row[name]) for row in rows if name in row]
+    assert len(dict(found)) == len(found), "a step is logged twice"
+    return dict(found)
 
 
 class _Killed:
-    """A measurement that ends its process without a word."""
+    """A measurement that ends its process without a word, when it is the one of that number."""
 
-    def __init__(self, at: int, scores: Sequence[float]) -> None:
-        self.left, self.scores = at, list(scores)
+    def __init__(self, at: int) -> None:
+        self.left = at
 
     def __call__(self, student: nn.Module) -> float:
         self.left -= 1
@@ -72,7 +73,7 @@ class _Killed:
 def main() -> None:
     options = json.loads(sys.argv[2])
     noise, kill_at = options.pop("noise", 0.0), options.pop("kill_at", 0)
-    truth = Truth(1, _Killed(kill_at, [])) if kill_at else None
+    truth = Truth(1, _Killed(kill_at)) if kill_at else None
     torch.set_num_threads(1)
     trainer(Path(sys.argv[1]), Training(cpu=True, **options), noise=noise, truth=truth).run()
 
