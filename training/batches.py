@@ -52,8 +52,8 @@ class TextCollator:
 
 @dataclass(frozen=True)
 class VisionCollator:
-    """Answers with their images: as :class:`TextCollator`, ``attention_mask`` ``(B, L)`` and what
-    the processor makes of the images, one behind the other.
+    """Answers with their images: as :class:`TextCollator`, and what the processor makes of the
+    images, one behind the other.
 
     Attributes:
         inputs: of an answer's prompt.
@@ -65,8 +65,6 @@ class VisionCollator:
     def __call__(self, examples: Sequence[Example]) -> Batch:
         batch = _answers(examples, self.weigh)
         longest = batch["ids"].shape[1]
-        lengths = torch.tensor([len(each.tokens) for each in examples])
-        batch["attention_mask"] = (torch.arange(longest) < lengths[:, None]).long()
         found: dict[str, list[Tensor]] = {}
         for example in examples:
             for name, value in self.inputs(example).items():

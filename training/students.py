@@ -51,6 +51,7 @@ class VisionStudent(nn.Module):
         **images: Tensor,
     ) -> Tensor:
         """The batch's summed loss; ``images`` is what else the LVLM takes."""
+        # As above: text towers are causal, and positions do not depend on what comes behind them.
         out = self.model.base_model(input_ids=ids, use_cache=False, **images)
         said = out.last_hidden_state.flatten(0, 1)[places]
         head = self.model.get_output_embeddings()

@@ -124,12 +124,16 @@ def test_nothing_pickled_is_written_or_read(
     assert sorted(p.name for p in tmp_path.glob("checkpoint-*")) == ["checkpoint-2", "checkpoint-3"]
 
 
-def test_a_finished_training_is_not_done_again(tmp_path: Path) -> None:
-    done = training.trainer(tmp_path, _how())
+@pytest.mark.parametrize("patience", [None, 1])
+def test_a_finished_training_is_not_done_again(tmp_path: Path, patience: int | None) -> None:
+    """One that ran out of patience has steps left, which are none of a later run's business."""
+    scores = _Scores(*(-float(step) for step in range(8)))
+    done = training.trainer(tmp_path, _how(), truth=Truth(1, scores, patience))
     done.run()
-    again = training.trainer(tmp_path, _how())
+    last = 8 if patience is None else 2
+    again = training.trainer(tmp_path, _how(), truth=Truth(1, _Scores(), patience))
     again.run()
-    assert list(training.curve(tmp_path)) == list(range(1, 9))
+    assert list(training.curve(tmp_path)) == list(range(1, last + 1))
     for one, other in zip(done.student.parameters(), again.student.parameters(), strict=True):
         assert torch.equal(one, other)
 
