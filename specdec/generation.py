@@ -201,13 +201,15 @@ def _verifier(
     kv_cache_bytes: int | None = None,
 ) -> TransformersVerifier:
     """A verifier that gives what the rule and the drafter read."""
-    wanted = needs(rule)
+    wanted, reads = needs(rule), reads_of(drafter)
     return TransformersVerifier(
         model,
         kv_cache_bytes=kv_cache_bytes,
         hidden="hidden" in wanted,
         visual_mass="visual_mass" in wanted,
-        taps=reads_of(drafter).layers,
+        taps=reads.layers,
+        gaze=reads.gaze,
+        gaze_every=reads.gaze_every,
     )
 
 

@@ -81,8 +81,8 @@ BUGS = (
     Bug(
         "positions of M-RoPE without their offset",
         "specdec/runtime/paged_model.py",
-        "first = nodes.sequence.committed + offset",
-        "first = nodes.sequence.committed",
+        "first = nodes.sequence.end + offset",
+        "first = nodes.sequence.end",
         "tests/verifiers",
     ),
     # The Triton kernels.

@@ -41,7 +41,7 @@ class Llama4Cache(PagedCache):
         if layer_idx is None or not isinstance(forward, TreeForward):
             return super().get_seq_length()
         places = [
-            _padding(sequence) + sequence.committed + depth
+            _padding(sequence) + sequence.end + depth
             for sequence, count, _ in forward.rows
             for depth in sequence.scratch_depths[-count:]
         ]

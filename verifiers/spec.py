@@ -6,6 +6,7 @@ from transformers import PreTrainedModel
 from transformers.cache_utils import get_layer_types_and_kwargs
 
 from specdec.interfaces import VerifierSpec
+from specdec.runtime import Kinds
 from specdec.runtime.hook import RECURRENT
 
 # A dummy keeps nothing: it has no attention, or reads the keys of a layer before it.
@@ -56,4 +57,5 @@ def read_spec(model: PreTrainedModel) -> VerifierSpec:
         visual_token_ids=frozenset(token for token in visual if token is not None),
         eos_token_ids=frozenset([eos] if isinstance(eos, int) else eos or ()),
         chains_only=not RECURRENT.isdisjoint(get_layer_types_and_kwargs(text)[0]),
+        keeps_states=bool(Kinds(text)),
     )

@@ -40,6 +40,9 @@ class SequenceKV:
         keys: what its full pages are published under, in order (see ``pages.page_key``); those of
             pages that are not full yet may be there already.
         contiguous: the pages follow one another.
+        left_out: tokens of the text whose keys it does without, all of them committed.
+        places: int64 ``(committed,)`` on the CPU: what places in the text the committed tokens have
+            that were there when some were left out; ``None`` if none were.
         beside: what the model keeps of the text besides keys; not looked at here, nor forked.
     """
 
@@ -50,12 +53,34 @@ class SequenceKV:
     scratch_depths: list[int] = field(default_factory=list)
     keys: list[bytes] = field(default_factory=list)
     contiguous: bool = True
+    left_out: int = 0
+    places: Tensor | None = None
     beside: object | None = None
 
     @property
     def length(self) -> int:
         """Committed tokens and scratch nodes."""
         return self.committed + len(self.scratch_depths)
+
+    @property
+    def end(self) -> int:
+        """Committed tokens and those left out: the place in the text of what comes next."""
+        return self.committed + self.left_out
+
+    def index(self, places: Tensor) -> Tensor:
+        """How many committed tokens lie before each of these places in the text; places behind all
+        of them count on.
+        """
+        if self.places is None:
+            return places
+        before = torch.searchsorted(self.places.to(places.device), places)
+        whole = len(self.places) + self.left_out  # when some were left out
+        return torch.where(places < whole, before, places - self.left_out)
+
+    def committed_places(self) -> Tensor:
+        """The places of all committed tokens in the text, int64 ``(committed,)`` on the CPU."""
+        known = torch.zeros(0, dtype=torch.long) if self.places is None else self.places
+        return torch.cat([known, torch.arange(len(known) + self.left_out, self.end)])
 
     def full_pages(self, page_size: int) -> int:
         """How many pages the committed text fills."""
@@ -80,6 +105,9 @@ class PagedKV:
         page_size: tokens a page.
         limit: most pages; ``None`` grows without bound.
         flags_visual: keep note of which keys are those of visual tokens.
+
+    Attributes:
+        bytes_copied: so far, of shared pages that somebody had to write on in.
     """
 
     def __init__(
@@ -89,6 +117,7 @@ class PagedKV:
             raise ValueError(f"page_size must be at least 1, got {page_size}")
         self.page_size = page_size
         self.allocator = PageAllocator(limit)
+        self.bytes_copied = 0
         self._pools = Pools(page_size, flags_visual=flags_visual)
         self._sequences: dict[int, SequenceKV] = {}
         self._views: dict[int, PageView] = {}
@@ -125,6 +154,37 @@ class PagedKV:
         self.allocator.share(pages)
         keys = list(sequence.keys)
         twin = SequenceKV(sequence.room, sequence.lead, pages, sequence.committed, keys=keys)
+        twin.left_out, twin.places = sequence.left_out, sequence.places
+        _note_contiguity(twin)
+        self._sequences[id(twin)] = twin
+        return twin
+
+    def prune(self, sequence: SequenceKV, indices: Sequence[int]) -> SequenceKV:
+        """A second sequence with the committed text in some of the same pages, counted from 0 and
+        in order. The last one must be among them if it is not full; the others must be.
+
+        Its tokens keep their places in the text, and windows are counted by these.
+        """
+        assert not sequence.scratch_depths, "a sequence with scratch nodes cannot be pruned"
+        assert sequence.places is None, "a pruned sequence is not pruned again"
+        used = self._pages_for(sequence, sequence.committed)
+        assert all(0 <= i < used for i in indices)
+        assert all(one < other for one, other in pairwise(indices))
+        assert used == sequence.full_pages(self.page_size) or used - 1 in indices
+        if len(indices) == used:
+            return self.fork(sequence)
+        first = torch.tensor(indices, dtype=torch.long)[:, None] * self.page_size - sequence.lead
+        slots = (first + torch.arange(self.page_size)).flatten()
+        places = slots[(slots >= 0) & (slots < sequence.committed)]
+        twin = SequenceKV(
+            room=sequence.room,
+            lead=sequence.lead if 0 in indices else 0,
+            pages=[sequence.pages[i] for i in indices],
+            committed=len(places),
+            left_out=sequence.committed - len(places),
+            places=places,
+        )
+        self.allocator.share(twin.pages)
         _note_contiguity(twin)
         self._sequences[id(twin)] = twin
         return twin
@@ -173,6 +233,7 @@ class PagedKV:
             if copied:
                 old, sequence.pages[first] = sequence.pages[first], fresh.pop(0)
                 self._pools.copy(old, sequence.pages[first], used)
+                self.bytes_copied += used * self._pools.bytes_per_slot
                 self.allocator.free([old])
             sequence.pages += fresh
             _note_contiguity(sequence)

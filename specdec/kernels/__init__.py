@@ -2,13 +2,14 @@
 
 from specdec.kernels.batch import TreeBatch, TreeRequest
 from specdec.kernels.dispatch import Backend, backend, forced
-from specdec.kernels.reference import Attended, dense_attention
+from specdec.kernels.reference import Attended, attention_weights, dense_attention
 
 __all__ = [
     "Attended",
     "Backend",
     "TreeBatch",
     "TreeRequest",
+    "attention_weights",
     "backend",
     "dense_attention",
     "forced",

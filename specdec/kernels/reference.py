@@ -65,11 +65,11 @@ def dense_attention(
         grouped = query.reshape(batch, kv_heads, groups, size)
         out = F.scaled_dot_product_attention(grouped, key, value, scale=scale)
         return out.reshape(batch, heads, rows, -1)
-    weights = _weights(query, key, mask, scale, softcap, sinks)
+    weights = attention_weights(query, key, mask, scale, softcap, sinks)
     return _weighted(weights, value)
 
 
-def _weights(
+def attention_weights(
     query: Tensor,
     key: Tensor,
     mask: Tensor | None,
@@ -77,7 +77,9 @@ def _weights(
     softcap: float | None,
     sinks: Tensor | None,
 ) -> Tensor:
-    """Softmax weights of the keys, float32 ``(B, Hkv, Hq / Hkv, T, L)``."""
+    """Softmax weights of the keys, float32 ``(B, Hkv, Hq / Hkv, T, L)``; arguments as in
+    :func:`dense_attention`.
+    """
     batch, heads, rows, size = query.shape
     kv_heads, groups = key.shape[1], heads // key.shape[1]
     # Grouped heads are rows of one product, so that keys are never repeated.
@@ -170,7 +172,7 @@ def _attend(
     else:
         paged: Tensor = batch.visual.unflatten(0, (-1, batch.page_size))
         flags = paged[pages.to(paged.device)].flatten()[kept]
-    weights = _weights(query, key, mask, scale, softcap, sinks)
+    weights = attention_weights(query, key, mask, scale, softcap, sinks)
     mass = (weights @ flags.float())[0].flatten(0, 1).T
     return Attended(_weighted(weights, value), mass)
 

@@ -67,11 +67,11 @@ class DenseForward:
 
 def _seen(row: TreeRows, mask_function: Callable[..., Tensor], device: torch.device) -> Tensor:
     """Bool ``(n, length)``: which of its own request's keys each node may see. The model's own mask
-    is evaluated on logical positions, then intersected with the tree.
+    is evaluated on places in the text, then intersected with the tree.
     """
     sequence, count, visible = row
-    scratch = torch.tensor(sequence.scratch_depths, device=device) + sequence.committed
-    places = torch.cat([torch.arange(sequence.committed, device=device), scratch])
+    scratch = torch.tensor(sequence.scratch_depths, device=device) + sequence.end
+    places = torch.cat([sequence.committed_places().to(device), scratch])
     zero = torch.zeros(1, 1, 1, 1, dtype=torch.long, device=device)
     queries, keys = scratch[-count:][None, None, :, None], places[None, None, None]
     allowed = mask_function(zero, zero, queries, keys)[0, 0].expand(count, sequence.length).clone()
