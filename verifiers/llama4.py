@@ -42,7 +42,7 @@ class Llama4Cache(PagedCache):
             return super().get_seq_length()
         places = [
             _padding(sequence) + sequence.end + depth
-            for sequence, count, _ in forward.rows
+            for sequence, count, *_ in forward.rows
             for depth in sequence.scratch_depths[-count:]
         ]
         before = [place - index for index, place in enumerate(places)]

@@ -178,7 +178,7 @@ class TreeForward:
             return None
         positions = [
             sequence.end + depth
-            for sequence, count, _ in self.rows
+            for sequence, count, *_ in self.rows
             for depth in sequence.scratch_depths[len(sequence.scratch_depths) - count :]
         ]
         queries = torch.tensor(positions, device=device)[None, None, :, None]
@@ -194,9 +194,9 @@ class TreeForward:
 
     def _indices(self, first: Tensor) -> Tensor:
         """Places in the text ``(1, 1, N, 1)`` as each node's own sequence counts them."""
-        if all(sequence.places is None for sequence, _, _ in self.rows):
+        if all(sequence.places is None for sequence, *_ in self.rows):
             return first
-        parts = first.flatten().split([count for _, count, _ in self.rows])
+        parts = first.flatten().split([count for _, count, *_ in self.rows])
         each = zip(self.rows, parts, strict=True)
         return torch.cat([row.sequence.index(part) for row, part in each])[None, None, :, None]
 
