@@ -2,6 +2,7 @@
 
 from specdec.drafters.loading import load_drafter
 from specdec.drafters.ngram import NgramDrafter
+from specdec.drafters.self_pruned import SelfPrunedDrafter
 from specdec.drafters.text_only import TextOnlyDrafter
 
-__all__ = ["NgramDrafter", "TextOnlyDrafter", "load_drafter"]
+__all__ = ["NgramDrafter", "SelfPrunedDrafter", "TextOnlyDrafter", "load_drafter"]

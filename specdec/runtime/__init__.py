@@ -1,9 +1,10 @@
 """Running transformers models over paged keys and values, without changing their code."""
 
+from specdec.runtime.bypass import Bypass
 from specdec.runtime.hook import PrefillRow
 from specdec.runtime.paged_model import NodeBatch, PagedModel
 from specdec.runtime.source import Source
 from specdec.runtime.stateful_model import StatefulModel
 from specdec.runtime.states import Kinds
 
-__all__ = ["Kinds", "NodeBatch", "PagedModel", "PrefillRow", "Source", "StatefulModel"]
+__all__ = ["Bypass", "Kinds", "NodeBatch", "PagedModel", "PrefillRow", "Source", "StatefulModel"]

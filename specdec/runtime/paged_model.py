@@ -19,6 +19,7 @@ from transformers import PreTrainedModel
 
 from specdec.cache import PagedKV, SequenceKV
 from specdec.runtime import hook
+from specdec.runtime.bypass import Bypass
 from specdec.runtime.dense import DenseForward
 from specdec.runtime.gaze import Gaze
 from specdec.runtime.hook import PrefillRow
@@ -145,12 +146,19 @@ class PagedModel:
             self.kv.commit(row.sequence, range(len(row.sequence.scratch_depths)))
         return logits if len(rows) == len(logits) else logits[[row.row for row in rows]]
 
-    def forward(self, batch: Sequence[NodeBatch], *, keep: Tensor | None = None) -> Tensor:
+    def forward(
+        self,
+        batch: Sequence[NodeBatch],
+        *,
+        keep: Tensor | None = None,
+        bypass: Bypass | None = None,
+    ) -> Tensor:
         """Run the new nodes of all sequences in one forward; they stay as scratch.
 
         Args:
             batch: at most one entry per sequence.
             keep: rows whose logits are wanted, int64 ``(K,)``; ``None`` is all.
+            bypass: layers that are left out.
 
         Returns:
             logits ``(N, V)``, or ``(K, V)``: the packed nodes in the order of ``batch``.
@@ -166,7 +174,7 @@ class PagedModel:
                 hook.TreeRows(nodes.sequence, len(nodes.tokens), nodes.visible, nodes.watched)
                 for nodes in batch
             ]
-            logits = self._over_nodes(rows, inputs)[0]
+            logits = self._over_nodes(rows, inputs, bypass)[0]
         if self.states is not None:
             self.states = self.states[0]
         return logits if keep is None or self._keeps_logits else logits[keep]
@@ -245,13 +253,18 @@ class PagedModel:
             "position_ids": ids if rows == 1 else ids[:, None],
         }
 
-    def _over_nodes(self, rows: Sequence[hook.TreeRows], inputs: Mapping[str, Any]) -> Tensor:
+    def _over_nodes(
+        self,
+        rows: Sequence[hook.TreeRows],
+        inputs: Mapping[str, Any],
+        bypass: Bypass | None = None,
+    ) -> Tensor:
         if not self._expands:
             try:
                 watched = any(row.watched is not None for row in rows)
                 gaze = Gaze(self._layers) if watched else None
                 forward = hook.TreeForward(self.kv, rows, gaze)
-                logits = self._run(forward, inputs)
+                logits = self._run(forward, inputs, bypass)
                 self.visual_mass = forward.visual_mass
                 self.gaze = _said(gaze, len(rows))
                 return logits
@@ -263,9 +276,14 @@ class PagedModel:
                 "latent attention does; specdec gives no visual mass of such models"
             )
         self.gaze = [None] * len(rows)
-        return self._run(DenseForward(self.kv, rows), inputs)
+        return self._run(DenseForward(self.kv, rows), inputs, bypass)
 
-    def _run(self, forward: hook.Prefill | hook.OverNodes, inputs: Mapping[str, Any]) -> Tensor:
+    def _run(
+        self,
+        forward: hook.Prefill | hook.OverNodes,
+        inputs: Mapping[str, Any],
+        bypass: Bypass | None = None,
+    ) -> Tensor:
         # Through vars(): a config's own __setattr__ takes longer than all the rest.
         configs = [vars(config) for config in self._seam.text_configs]
         with self._seam.switching:
@@ -278,6 +296,8 @@ class PagedModel:
                 with ExitStack() as watching:
                     if self._head is not None:
                         watching.enter_context(self._head.watched())
+                    if bypass is not None:
+                        watching.enter_context(bypass.active())
                     if self._taps is not None:
                         watching.enter_context(self._taps.watched())
                     out = self.model(
