@@ -189,6 +189,13 @@ class PagedKV:
         self._sequences[id(twin)] = twin
         return twin
 
+    def leave_out(self, sequence: SequenceKV, places: Tensor, whole: int) -> None:
+        """The sequence, empty still, is given the tokens at these places, int64 ``(n,)``, of a text
+        of ``whole`` tokens first.
+        """
+        assert sequence.length == 0, "what a sequence leaves out is said before it has keys"
+        sequence.left_out, sequence.places = whole - len(places), places
+
     def free(self, sequence: SequenceKV) -> None:
         """Give the sequence's pages back. Freeing it again does nothing."""
         if self._sequences.pop(id(sequence), None) is not None:

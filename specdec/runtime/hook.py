@@ -71,7 +71,12 @@ class PrefillRow(NamedTuple):
 
 
 class Prefill:
-    """A forward over whole prompts, left-padded; valid during that forward only."""
+    """A forward over whole prompts, left-padded; valid during that forward only.
+
+    Attributes:
+        places: int64 ``(T,)``: what places its tokens have in their text, if it is of one sequence
+            that leaves some out; else ``None``.
+    """
 
     cached = 0
 
@@ -80,6 +85,7 @@ class Prefill:
     ) -> None:
         self._kv = kv
         self._gaze = gaze
+        self.places = rows[0].sequence.places if len(rows) == 1 else None
         self._rows = [
             (slice(row, row + 1), start, kv.slots(sequence, 0, sequence.length))
             for row, sequence, start in rows
@@ -293,8 +299,20 @@ def mask(*, mask_function: Callable[..., Tensor], **kwargs: Any) -> Tensor | Non
     forward = CURRENT.get()
     if forward is not None and not isinstance(forward, Prefill):
         return forward.mask(mask_function, kwargs["dtype"], kwargs["device"])
+    if forward is not None and forward.places is not None:
+        mask_function = _by_places(mask_function, forward.places.to(kwargs["device"]))
+        kwargs["allow_is_causal_skip"] = False
     result: Tensor | None = sdpa_mask(mask_function=mask_function, **kwargs)
     return result
+
+
+def _by_places(mask_function: Callable[..., Tensor], places: Tensor) -> Callable[..., Tensor]:
+    """The same mask for tokens at these places."""
+
+    def moved(row: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
+        return mask_function(row, head, places[query], places[key])
+
+    return moved
 
 
 class PagedLayer(CacheLayerMixin):
