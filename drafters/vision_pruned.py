@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from specdec.cache import SequenceKV
 from specdec.drafters.growth import Calibration
 from specdec.drafters.paged_network import PagedNetwork
 from specdec.drafters.selection import SHARE_UNIFORM, check_ratio, select
@@ -33,6 +34,7 @@ from specdec.runtime import (
 from specdec.tree import DraftTree, Siblings
 
 _PIXELS = "pixel_values"  # begins the names of all that pixels come under
+_ENCODED = "mm_encoder_outputs"  # what the verifier's own vision tower made of them
 # Layers that count how far into the cache they are, whatever positions they are given.
 _COUNTING = frozenset({"llama4_text"})
 
@@ -140,8 +142,12 @@ class VisionPrunedDrafter:
         more = {"past_key_values": self._paged.cache, "use_cache": True}
         # Any: the attribute comes from a mixin that PreTrainedModel does not declare.
         model: Any = self.model
+        given = {name: value for name, value in prompt.model_kwargs.items() if name != _ENCODED}
+        for name, value in given.items():
+            if isinstance(value, Tensor):
+                given[name] = value.to(model.device, model.dtype if value.is_floating_point() else None)
         inputs: dict[str, Any] = model.prepare_inputs_for_generation(
-            prompt.input_ids, is_first_iteration=True, **dict(prompt.model_kwargs) | more
+            prompt.input_ids.to(model.device), is_first_iteration=True, **given | more
         )
         for name in more:
             inputs.pop(name, None)
@@ -161,7 +167,7 @@ class VisionPrunedDrafter:
             own = positions[..., row if positions.shape[-2] > 1 else 0, -1]
             last = own.reshape(-1).cpu()
         sequence = self._sequence(request, places)
-        ids = prompt.input_ids[row, padding:][places.to(prompt.input_ids.device)][None]
+        ids = torch.tensor([tokens], device=self.model.device)[:, places]
         part = merged.part(row, places + padding)
         try:
             with self._tower.given(part):
@@ -173,10 +179,15 @@ class VisionPrunedDrafter:
         self._texts.begin(request.id, sequence, seen=whole, offset=last + 1 - whole)
 
     def _read_words(self, request: DraftRequest) -> None:
-        """Nothing but the words is known: they are run with what follows them."""
-        self._texts.begin(request.id, self._paged.kv.add(max(ROOM, len(request.tokens))))
+        """Nothing but the words is known; their positions close up."""
+        tokens = request.tokens[: request.prompt_length]
+        words = [t for t in tokens if t not in self._visual and t < self._vocab_size]
+        sequence = self._paged.kv.add(max(ROOM, len(request.tokens)))
+        if words:
+            self._paged.append([NodeBatch(sequence, words, range(len(words)))])
+        self._texts.begin(request.id, sequence, seen=len(tokens))
 
-    def _sequence(self, request: DraftRequest, places: Tensor) -> Any:
+    def _sequence(self, request: DraftRequest, places: Tensor) -> SequenceKV:
         kv = self._paged.kv
         sequence = kv.add(max(ROOM, len(request.tokens)))
         if len(places) < request.prompt_length:
