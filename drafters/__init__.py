@@ -6,4 +6,10 @@ from specdec.drafters.self_pruned import SelfPrunedDrafter
 from specdec.drafters.text_only import TextOnlyDrafter
 from specdec.drafters.vision_pruned import VisionPrunedDrafter
 
-__all__ = ["NgramDrafter", "SelfPrunedDrafter", "TextOnlyDrafter", "VisionPrunedDrafter", "load_drafter"]
+__all__ = [
+    "NgramDrafter",
+    "SelfPrunedDrafter",
+    "TextOnlyDrafter",
+    "VisionPrunedDrafter",
+    "load_drafter",
+]

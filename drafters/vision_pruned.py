@@ -145,7 +145,9 @@ class VisionPrunedDrafter:
         given = {name: value for name, value in prompt.model_kwargs.items() if name != _ENCODED}
         for name, value in given.items():
             if isinstance(value, Tensor):
-                given[name] = value.to(model.device, model.dtype if value.is_floating_point() else None)
+                given[name] = value.to(
+                    model.device, model.dtype if value.is_floating_point() else None
+                )
         inputs: dict[str, Any] = model.prepare_inputs_for_generation(
             prompt.input_ids.to(model.device), is_first_iteration=True, **given | more
         )

@@ -189,7 +189,7 @@ BUGS = (
     ),
     Bug(
         "pages taken for contiguous",
-        "specdec/cache/paged_kv.py",
+        "specdec/cache/sequence.py",
         "sequence.contiguous = sequence.pages == list(range(first, first + len(sequence.pages)))",
         "sequence.contiguous = True",
         "tests/cache",
@@ -212,15 +212,15 @@ BUGS = (
     Bug(
         "a shared page is written",
         "specdec/cache/paged_kv.py",
-        "copied = used > 0 and self.allocator.refs(sequence.pages[first]) > 1",
+        "copied = begun and self.allocator.refs(sequence.pages[first]) > 1",
         "copied = False",
         "tests/cache",
     ),
     Bug(
         "pixels are not part of a page's name",
         "verifiers/page_keys.py",
-        "for place in range(start, stop) if place in pixels]",
-        "for place in range(start, stop) if False]",
+        "for place in range(start, end) if place in pixels]",
+        "for place in range(start, end) if False]",
         "tests/verifiers/test_sharing.py",
     ),
     Bug(
@@ -277,8 +277,8 @@ BUGS = (
     Bug(
         "Llama 4 forgets a row's padding",
         "verifiers/llama4.py",
-        "            _padding(sequence) + sequence.committed + depth\n",
-        "            sequence.committed + depth\n",
+        "            _padding(sequence) + sequence.end + depth\n",
+        "            sequence.end + depth\n",
         "tests/verifiers/test_families.py -k llama4",
     ),
     Bug(
@@ -298,8 +298,8 @@ BUGS = (
     Bug(
         "values that a layer changes are not noticed",
         "specdec/runtime/hook.py",
-        "self._layers.get((id(key), id(value)))",
-        "dict((ids[0], at) for ids, at in self._layers.items()).get(id(key))",
+        "self._pools.get((id(key), id(value)))",
+        "dict((ids[0], at) for ids, at in self._pools.items()).get(id(key))",
         "tests/verifiers/test_unlisted.py",
     ),
     Bug(
@@ -333,8 +333,8 @@ BUGS = (
     # Drafters.
     Bug(
         "the drafter commits the wrong branch",
-        "drafters/text_only.py",
-        "kept.append(state.scratch[child])",
+        "drafters/texts.py",
+        "kept.append(text.scratch[child])",
         "kept.append(len(kept))",
         "tests/drafters",
     ),
@@ -347,7 +347,7 @@ BUGS = (
     ),
     Bug(
         "the drafter says visual tokens",
-        "drafters/text_only.py",
+        "drafters/paged_network.py",
         ".index_fill_(1, self._never, -torch.inf)",
         "",
         "tests/drafters",

@@ -15,7 +15,8 @@ from torch import Tensor
 from transformers import PretrainedConfig
 
 from specdec.cache import SequenceKV
-from specdec.runtime.hook import CURRENT, PagedCache, TreeForward
+from specdec.runtime.hook import CURRENT, TreeForward
+from specdec.runtime.paged_cache import PagedCache
 
 
 class Llama4Cache(PagedCache):

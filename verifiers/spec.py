@@ -7,7 +7,7 @@ from transformers.cache_utils import get_layer_types_and_kwargs
 
 from specdec.interfaces import VerifierSpec
 from specdec.runtime import Kinds, visual_token_ids
-from specdec.runtime.hook import RECURRENT
+from specdec.runtime.paged_cache import RECURRENT
 
 # A dummy keeps nothing: it has no attention, or reads the keys of a layer before it.
 SUPPORTED_LAYERS = RECURRENT | {

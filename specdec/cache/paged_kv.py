@@ -15,7 +15,6 @@ begins with the same keys finds them. Knows nothing of models or requests.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from itertools import pairwise
 
 import torch
@@ -23,79 +22,8 @@ from torch import Tensor
 
 from specdec.cache.pages import PageAllocator
 from specdec.cache.pools import Pools
+from specdec.cache.sequence import PageView, SequenceKV, note_contiguity
 from specdec.kernels import TreeRequest
-
-
-@dataclass(slots=True, eq=False)
-class SequenceKV:
-    """One sequence's page table. Change it through :class:`PagedKV` only.
-
-    Attributes:
-        room: tokens that the sequence is expected to hold in all.
-        lead: slots of the first page that hold nothing.
-        pages: its pages, in logical order.
-        committed: tokens whose keys are part of the text.
-        scratch_depths: for each scratch node its depth behind the last committed token: a node's
-            logical position is ``committed + depth``.
-        keys: what its full pages are published under, in order (see ``pages.page_key``); those of
-            pages that are not full yet may be there already.
-        contiguous: the pages follow one another.
-        left_out: tokens of the text whose keys it does without, all of them committed.
-        places: int64 ``(committed,)`` on the CPU: what places in the text the committed tokens have
-            that were there when some were left out; ``None`` if none were.
-        beside: what the model keeps of the text besides keys; not looked at here, nor forked.
-    """
-
-    room: int = 0
-    lead: int = 0
-    pages: list[int] = field(default_factory=list)
-    committed: int = 0
-    scratch_depths: list[int] = field(default_factory=list)
-    keys: list[bytes] = field(default_factory=list)
-    contiguous: bool = True
-    left_out: int = 0
-    places: Tensor | None = None
-    beside: object | None = None
-
-    @property
-    def length(self) -> int:
-        """Committed tokens and scratch nodes."""
-        return self.committed + len(self.scratch_depths)
-
-    @property
-    def end(self) -> int:
-        """Committed tokens and those left out: the place in the text of what comes next."""
-        return self.committed + self.left_out
-
-    def index(self, places: Tensor) -> Tensor:
-        """How many committed tokens lie before each of these places in the text; places behind all
-        of them count on.
-        """
-        if self.places is None:
-            return places
-        before = torch.searchsorted(self.places.to(places.device), places)
-        whole = len(self.places) + self.left_out  # when some were left out
-        return torch.where(places < whole, before, places - self.left_out)
-
-    def committed_places(self) -> Tensor:
-        """The places of all committed tokens in the text, int64 ``(committed,)`` on the CPU."""
-        known = torch.zeros(0, dtype=torch.long) if self.places is None else self.places
-        return torch.cat([known, torch.arange(len(known) + self.left_out, self.end)])
-
-    def full_pages(self, page_size: int) -> int:
-        """How many pages the committed text fills."""
-        return (self.lead + self.committed) // page_size
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class PageView:
-    """Some full pages of a sequence, in order, to be read only; the first ``lead`` slots hold
-    nothing. They stay as they are, whatever becomes of the sequence, until the view is closed with
-    :meth:`PagedKV.close`.
-    """
-
-    pages: tuple[int, ...]
-    lead: int
 
 
 class PagedKV:
@@ -144,7 +72,7 @@ class PagedKV:
         committed = len(pages) * self.page_size - lead if pages else 0
         sequence = SequenceKV(room, lead, pages, committed, keys=list(keys))
         self._sequences[id(sequence)] = sequence
-        _note_contiguity(sequence)
+        note_contiguity(sequence)
         return sequence
 
     def fork(self, sequence: SequenceKV) -> SequenceKV:
@@ -155,7 +83,7 @@ class PagedKV:
         keys = list(sequence.keys)
         twin = SequenceKV(sequence.room, sequence.lead, pages, sequence.committed, keys=keys)
         twin.left_out, twin.places = sequence.left_out, sequence.places
-        _note_contiguity(twin)
+        note_contiguity(twin)
         self._sequences[id(twin)] = twin
         return twin
 
@@ -185,7 +113,7 @@ class PagedKV:
             places=places,
         )
         self.allocator.share(twin.pages)
-        _note_contiguity(twin)
+        note_contiguity(twin)
         self._sequences[id(twin)] = twin
         return twin
 
@@ -243,7 +171,7 @@ class PagedKV:
                 self.bytes_copied += used * self._pools.bytes_per_slot
                 self.allocator.free([old])
             sequence.pages += fresh
-            _note_contiguity(sequence)
+            note_contiguity(sequence)
         sequence.scratch_depths.extend(depths)
 
     def commit(self, sequence: SequenceKV, nodes: Sequence[int]) -> None:
@@ -366,8 +294,3 @@ class PagedKV:
     def _index(self, sequence: SequenceKV, positions: Tensor) -> Tensor:
         table, places = torch.tensor(sequence.pages), positions + sequence.lead
         return table[places // self.page_size] * self.page_size + places % self.page_size
-
-
-def _note_contiguity(sequence: SequenceKV) -> None:
-    first = sequence.pages[0] if sequence.pages else 0
-    sequence.contiguous = sequence.pages == list(range(first, first + len(sequence.pages)))

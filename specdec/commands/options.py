@@ -57,7 +57,8 @@ DrafterOption = Annotated[
     typer.Option(
         metavar="DIR|ngram|self_pruned|none",
         help="Who drafts: a saved drafter or language model with the same tokenizer, prompt "
-        "look-up, the model itself with a part of the image, or nobody. Default: ngram, and for the demo model its own drafter.",
+        "look-up, the model itself with a part of the image, or nobody. Default: ngram, and for "
+        "the demo model its own drafter.",
     ),
 ]
 TreeOption = Annotated[

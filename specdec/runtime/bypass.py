@@ -38,7 +38,8 @@ class Bypass:
                 f"{name} has {len(every)} text layers, 0 to {len(every) - 1}; layers "
                 f"{', '.join(map(str, wanted))} of it cannot be skipped"
             )
-        if wanted and getattr(model.config.get_text_config(decoder=True), "num_kv_shared_layers", 0):
+        text_config = model.config.get_text_config(decoder=True)
+        if wanted and getattr(text_config, "num_kv_shared_layers", None):
             raise ValueError(f"{name} has layers that read the keys of others; none can be skipped")
         self._layers: list[nn.Module] = [every[layer] for layer in wanted]
         self._in_tuples: dict[int, bool] = {}

@@ -1,4 +1,4 @@
-"""The seam with transformers: an attention function, a mask function and a cache.
+"""The seam with transformers: an attention function and a mask function.
 
 transformers looks both functions up by name, ``specdec``, in every text layer of a model whose text
 config names it. What they do depends on the forward that is current in this context:
@@ -24,8 +24,6 @@ from typing import Any, NamedTuple, Protocol
 import torch
 from torch import Tensor, nn
 from transformers import AttentionInterface, AttentionMaskInterface
-from transformers.cache_utils import Cache, CacheLayerMixin, get_layer_types_and_kwargs
-from transformers.configuration_utils import PretrainedConfig
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import causal_mask_function, sdpa_mask
 
@@ -35,9 +33,6 @@ from specdec.runtime.gaze import Gaze, row_of, within
 
 NAME = "specdec"
 CURRENT: ContextVar[Prefill | OverNodes | None] = ContextVar("specdec_forward", default=None)
-# Layers that keep a state, which every token changes, instead of keys.
-RECURRENT = frozenset({"linear_attention", "conv"})
-_SLIDING = ("sliding_attention", "hybrid_sliding", "chunked_attention")
 
 
 class KeysChanged(ValueError):
@@ -80,9 +75,7 @@ class Prefill:
 
     cached = 0
 
-    def __init__(
-        self, kv: PagedKV, rows: Sequence[PrefillRow], gaze: Gaze | None = None
-    ) -> None:
+    def __init__(self, kv: PagedKV, rows: Sequence[PrefillRow], gaze: Gaze | None = None) -> None:
         self._kv = kv
         self._gaze = gaze
         self.places = rows[0].sequence.places if len(rows) == 1 else None
@@ -313,60 +306,6 @@ def _by_places(mask_function: Callable[..., Tensor], places: Tensor) -> Callable
         return mask_function(row, head, places[query], places[key])
 
     return moved
-
-
-class PagedLayer(CacheLayerMixin):
-    """One layer of :class:`PagedCache`: what transformers asks of a layer to build its masks."""
-
-    is_compileable = False
-
-    def __init__(self, layer_type: str) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]  # transformers leaves it unannotated
-        self.is_sliding = layer_type in _SLIDING
-
-    def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
-        self.is_initialized = True
-
-    def update(
-        self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any
-    ) -> tuple[Tensor, Tensor]:
-        raise RuntimeError("PagedCache.update stores the keys; its layers hold none")
-
-    def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
-        return self.get_seq_length() + query_length, 0
-
-    def get_seq_length(self) -> int:
-        forward = CURRENT.get()
-        return forward.cached if forward is not None else 0
-
-    def get_max_length(self) -> int:
-        return -1
-
-    def get_max_cache_shape(self) -> int:
-        return -1
-
-
-class PagedCache(Cache):
-    """What a model's forward gets as ``past_key_values``; the keys go to the current forward's
-    pages.
-
-    Attributes:
-        keeps_states: some layers keep more of a text than keys of its tokens.
-    """
-
-    def __init__(self, text_config: PretrainedConfig) -> None:
-        types = get_layer_types_and_kwargs(text_config)[0]
-        crossing = getattr(text_config, "cross_attention_layers", None)
-        self.keeps_states = bool(crossing) or not RECURRENT.isdisjoint(types)
-        super().__init__(layers=[PagedLayer(layer_type) for layer_type in types])
-
-    def update(
-        self, key_states: Tensor, value_states: Tensor, layer_idx: int, *args: Any, **kwargs: Any
-    ) -> tuple[Tensor, Tensor]:
-        """Store the new keys; what the layer goes on with is for the forward to say."""
-        forward = CURRENT.get()
-        assert forward is not None, "a PagedCache was used outside of its own forward"
-        return forward.store(layer_idx, key_states, value_states)
 
 
 def register() -> None:

@@ -24,6 +24,7 @@ from specdec.runtime.dense import DenseForward
 from specdec.runtime.gaze import Gaze
 from specdec.runtime.hook import PrefillRow
 from specdec.runtime.last_hidden import LastHidden
+from specdec.runtime.paged_cache import PagedCache
 from specdec.runtime.seam import seam_of
 from specdec.runtime.taps import Taps
 
@@ -92,7 +93,7 @@ class PagedModel:
         *,
         page_size: int = 16,
         kv_cache_bytes: int | None = None,
-        cache: type[hook.PagedCache] = hook.PagedCache,
+        cache: type[PagedCache] = PagedCache,
         flags_visual: bool = False,
         keeps_hidden: bool = False,
         taps: Sequence[int] = (),

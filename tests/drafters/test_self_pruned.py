@@ -117,7 +117,9 @@ class Watched:
             pages.setdefault((sequence.lead + place) // size, []).append(place)
         full = sequence.full_pages(size)
         visual = set(source.visual)
-        return [p for page, own in pages.items() if page < full and visual.issuperset(own) for p in own]
+        return [
+            p for page, own in pages.items() if page < full and visual.issuperset(own) for p in own
+        ]
 
     @torch.no_grad()
     def plainly(self, path: list[int], left_out: list[int]) -> Tensor:

@@ -117,9 +117,7 @@ def test_what_is_left_out_is_as_if_it_were_masked(name: str, ratio: float) -> No
         mask[0, left_out] = 0
         more = {k: v for k, v in given.items() if k not in ("input_ids", "attention_mask")}
         rows = positions if len(positions) == 1 else positions[:, None]
-        out = model(
-            input_ids=prompt.input_ids, attention_mask=mask, position_ids=rows, **more
-        )
+        out = model(input_ids=prompt.input_ids, attention_mask=mask, position_ids=rows, **more)
         close(spied.logits[-2][-1], out.logits[0, last])
         after = handle.offset[:, None] + len(tokens)
         behind = model(
