@@ -85,6 +85,7 @@ class VisionPrunedDrafter:
         self._texts = Texts(self._paged)
         self._vocab_size: int = text.vocab_size
         self._limit = self._vocab_size
+        self._foreign: frozenset[int] = frozenset()  # what it cannot see of what the verifier sees
 
     @property
     def model_seconds(self) -> float:
@@ -102,6 +103,7 @@ class VisionPrunedDrafter:
                 "prompts"
             )
         self._limit = min(self._vocab_size, verifier.vocab_size)
+        self._foreign = verifier.visual_token_ids - self._visual
 
     @torch.no_grad()
     def propose(self, batch: Sequence[DraftRequest]) -> list[DraftTree]:
@@ -130,12 +132,22 @@ class VisionPrunedDrafter:
         read: dict[int, TowerInputs] = {}
         for request in requests:
             prompt = request.prompt
-            if prompt is None or prompt.ready is not None:
+            unseen = not self._foreign.isdisjoint(request.tokens[: request.prompt_length])
+            if prompt is None or prompt.ready is not None or unseen:
                 self._read_words(request)
                 continue
             if id(prompt) not in read:
-                read[id(prompt)] = self._tower.inputs(self._paged, self._inputs(prompt))
+                read[id(prompt)] = self._merge(prompt)
             self._read(request, prompt, read[id(prompt)])
+
+    def _merge(self, prompt: Prompt) -> TowerInputs:
+        try:
+            return self._tower.inputs(self._paged, self._inputs(prompt))
+        except ValueError as error:
+            raise ValueError(
+                f"drafter {type(self.model).__name__} cannot read a prompt that the verifier can; "
+                f"both need as many placeholders per image: {error}"
+            ) from error
 
     def _inputs(self, prompt: Prompt) -> dict[str, Any]:
         """What the model's forward takes."""
@@ -183,7 +195,8 @@ class VisionPrunedDrafter:
     def _read_words(self, request: DraftRequest) -> None:
         """Nothing but the words is known; their positions close up."""
         tokens = request.tokens[: request.prompt_length]
-        words = [t for t in tokens if t not in self._visual and t < self._vocab_size]
+        unread = self._visual | self._foreign
+        words = [token for token in tokens if token not in unread and token < self._vocab_size]
         sequence = self._paged.kv.add(max(ROOM, len(request.tokens)))
         if words:
             self._paged.append([NodeBatch(sequence, words, range(len(words)))])

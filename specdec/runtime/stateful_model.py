@@ -107,6 +107,7 @@ class StatefulModel(PagedModel):
             self.hidden = torch.cat(hidden)
         if states:
             self.states = torch.cat(states)
+        self.gaze = [None] * len(batch)
         every = torch.cat(logits)
         return every if keep is None else every[keep]
 

@@ -39,7 +39,7 @@ def sees_on(model: PreTrainedModel, given: families.Inputs, new_tokens: int = 12
 def test_answers_are_those_of_plain_decoding(name: str) -> None:
     """A draft that writes into the verifier's keys, or pages that are given back while it reads
     them; integrity is checked behind every step."""
-    model, pairs = build(name).model, checks.answers(name, 8, 16, ends=False)
+    model, pairs = build(name).model, checks.answers(name, 5, 12, ends=False)
     for ratio, shape in [(0.0, static((2, 2))), (0.3, chain(4))]:
         verifier = TransformersVerifier(model, page_size=4, gaze=True, gaze_every=2)
         verify = verifier.verify
@@ -52,7 +52,7 @@ def test_answers_are_those_of_plain_decoding(name: str) -> None:
 
         vars(verifier)["verify"] = checked
         drafter = SelfPrunedDrafter(ratio, every=2)
-        said, engine = checks.run(model, verifier, pairs, drafter, shape, 16, ends=False)
+        said, engine = checks.run(model, verifier, pairs, drafter, shape, 12, ends=False)
         for answer, (given, plain) in zip(said, pairs, strict=True):
             assert answer == plain[0, given["input_ids"].shape[1] :].tolist()
         assert engine.stats.num_draft_tokens > 0
