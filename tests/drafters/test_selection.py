@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import random
+from itertools import pairwise
 
 import pytest
 import torch
@@ -41,7 +42,7 @@ def test_an_even_choice_leaves_no_large_hole() -> None:
     for count in (7, 16, 100, 333):
         for ratio in (0.1, 0.25, 0.5):
             kept = [-1, *select(range(count), None, ratio), count]
-            gaps = [after - before for before, after in zip(kept, kept[1:], strict=False)]
+            gaps = [after - before for before, after in pairwise(kept)]
             assert max(gaps) <= 2 * math.ceil(1 / ratio)
 
 

@@ -233,31 +233,30 @@ def test_branches_see_their_own_ancestors(shape: Any) -> None:
             assert [tree.tokens[child] for child in children] == best
 
 
-def test_it_chooses_again_when_the_verifier_has_looked_again() -> None:
-    """Every third step, from where the verifier looks then; never with ``every=0``."""
+@pytest.mark.parametrize("every", [3, 0])
+def test_it_chooses_again_when_the_verifier_has_looked_again(every: int) -> None:
+    """A choice that stays, or is made by where the verifier looked before; never again with
+    ``every=0``."""
     model, inputs, *_ = build("llava")
-    for every, expected in [(3, 3), (0, 1)]:
-        drafter = SelfPrunedDrafter(0.25, every=every)
-        seen: list[Any] = []
-        propose = drafter.propose
+    drafter = SelfPrunedDrafter(0.25, every=every)
+    seen: list[Any] = []
+    propose = drafter.propose
 
-        def noted(batch: Any, seen: Any = seen, propose: Any = propose) -> Any:
+    def noted(batch: Any) -> Any:
+        trees = propose(batch)
+        if len(batch[0].shape) > 1:
             seen.append(batch[0].gaze)
-            return propose(batch)
+            assert drafter._choices[batch[0].id].gaze is batch[0].gaze
+        return trees
 
-        vars(drafter)["propose"] = noted
-        specdec.generate(
-            model,
-            **inputs(1, 9),
-            drafter=drafter,
-            tree=chain(1).truncate(0),
-            max_new_tokens=9,
-            do_sample=False,
-            eos_token_id=None,
-        )
-        changes = [i for i, gaze in enumerate(seen) if i == 0 or gaze is not seen[i - 1]]
-        assert changes == [0, 3, 6][:expected]
-        assert all(len(gaze) == len(seen[0]) for gaze in seen)
+    vars(drafter)["propose"] = noted
+    specdec.generate(
+        model, **inputs(1, 9), drafter=drafter, tree=chain(1), max_new_tokens=24, do_sample=False
+    )
+    changes = [i for i, gaze in enumerate(seen) if i == 0 or gaze is not seen[i - 1]]
+    assert len(seen) > 6
+    assert changes == (list(range(0, len(seen), every)) if every else [0])
+    assert all(len(gaze) == len(seen[0]) for gaze in seen)
 
 
 class TestSkipping:
