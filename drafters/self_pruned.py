@@ -37,7 +37,7 @@ class SelfPrunedDrafter:
 
     Args:
         ratio: share of visual tokens that is kept: those that the verifier looks at, and some
-            everywhere.
+            everywhere; all of them spread evenly if the verifier was not made with ``gaze=True``.
         every: choose again after so many steps; 0 keeps the choice.
         skip: layers of the text tower that drafts pass by.
         share_uniform: share of the kept ones that is spread evenly.

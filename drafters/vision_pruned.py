@@ -46,7 +46,7 @@ class VisionPrunedDrafter:
         model: a decoder-only vision-language model. Its prompts are the verifier's: with the same
             tokenizer, the same placeholders and as many of them per image.
         ratio: share of visual tokens that is kept: those that the verifier looks at, and some
-            everywhere.
+            everywhere; all of them spread evenly if the verifier was not made with ``gaze=True``.
         share_uniform: share of the kept ones that is spread evenly.
         siblings: how children are chosen when sampling; greedy requests always take the top k.
         calibration: of its probabilities, for dynamic trees.
