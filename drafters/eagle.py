@@ -194,17 +194,19 @@ class EagleDrafter:
         state.last = positions[:, -1]
         embeds = self._embeddings(text).to(fused.dtype)
         rows = _Rows(embeds, fused, positions)
-        if self.head.config.vision != "hidden" and first <= request.prompt_length:
-            rows = self._without_images(state, request.tokens[first:], rows)
+        if self.head.config.vision != "hidden" and first < request.prompt_length:
+            asked = request.tokens[first : request.prompt_length]
+            visual = [token in self._visual for token in asked]
+            visual += [False] * (len(rows.embeds) - len(visual))  # whatever the answer says
+            rows = self._without_images(state, visual, rows)
         elif state.glance is not None:
             rows = rows._replace(features=fused + state.glance)
         return rows
 
-    def _without_images(self, state: _State, text: Sequence[int], rows: _Rows) -> _Rows:
-        """The rows of these tokens without those of visual ones, in whose place stands what the
-        head reads of them, if it compresses.
+    def _without_images(self, state: _State, visual: Sequence[bool], rows: _Rows) -> _Rows:
+        """The rows without those of visual tokens, in whose place stands what the head reads of
+        them, if it compresses.
         """
-        visual = [token in self._visual for token in text]
         embeds, features, places = list[Tensor](), list[Tensor](), list[int]()
         begun = 0
         for place, is_visual in enumerate([*visual, True]):
