@@ -306,7 +306,9 @@ def beside(
                 )
 
         right = reference.tree_attention(
-            *(t.float() for t in (query, own_keys, own_values)),
+            query.float(),
+            own_keys.float(),
+            own_values.float(),
             own,
             scale=scale,
             beside=Beside(far.keys.float(), far.values.float(), others.batch),
