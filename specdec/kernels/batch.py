@@ -133,7 +133,8 @@ class TreeBatch:
     @cached_property
     def groups(self) -> list[PrefixGroup]:
         """Requests that begin with the same full pages of text."""
-        texts = [r.pages[: (r.lead + r.committed) // self.page_size] for r in self.requests]
+        full = [(r.lead + r.committed) // self.page_size for r in self.requests]
+        texts = [[*r.pages[:count]] for r, count in zip(self.requests, full, strict=True)]
         return prefix_groups(texts, self.page_size)
 
     @property

@@ -127,7 +127,8 @@ def tree_attention(
             is 0.
         softcap: bound on the logits, before the mask.
         sinks: ``(Hq,)``, logits that take weight and give nothing.
-        beside: keys that the rows see as well. No visual mass is computed then.
+        beside: keys that the rows see as well, whatever ``first`` says. No visual mass is computed
+            then.
     """
     mask = batch.mask(first, query.dtype, query.device)
     options = (scale, softcap, sinks)
@@ -191,32 +192,30 @@ def _joined(
     for own, other in zip(batch.segments, beside.batch.segments, strict=True):
         if own.start == own.stop:
             continue
-        pools = ((keys, beside.keys), (values, beside.values))
-        key, value = (
-            torch.cat(
-                [
-                    _rows(far, other, beside.batch.page_size).to(query.dtype),
-                    _rows(near, own, batch.page_size),
-                ],
-                dim=2,
-            )
-            for near, far in pools
-        )
-        seen = None
-        if mask is not None:
-            seen = mask[own.start : own.stop, : own.length]
-            seen = torch.cat([seen.new_zeros(len(seen), other.length), seen], 1)[None, None]
-        rows = query[:, :, own.start : own.stop]
+        rows, seen = query, mask
+        if len(batch.segments) > 1:
+            rows = query[:, :, own.start : own.stop]
+            seen = None if mask is None else mask[own.start : own.stop, : own.length]
+        key = _rows(keys, own, batch.page_size)
+        value = _rows(values, own, batch.page_size)
+        if other.length > 0:
+            # Joining widens what is narrower on the way.
+            key = torch.cat([_rows(beside.keys, other, beside.batch.page_size), key], 2)
+            value = torch.cat([_rows(beside.values, other, beside.batch.page_size), value], 2)
+            if key.dtype != query.dtype:
+                key, value = key.to(query.dtype), value.to(query.dtype)
+            seen = None if seen is None else F.pad(seen, (other.length, 0))
+        seen = None if seen is None else seen[None, None]
         parts.append(
             dense_attention(rows, key, value, seen, scale=scale, softcap=softcap, sinks=sinks)
         )
-    return torch.cat(parts, dim=2)
+    return parts[0] if len(parts) == 1 else torch.cat(parts, dim=2)
 
 
 def _rows(pool: Tensor, segment: Segment, page_size: int) -> Tensor:
     """A request's keys or values ``(1, H, length, D)``; a view where they are contiguous."""
     if isinstance(segment.pages, slice):
-        return pool[:, :, segment.pages]
+        return pool.narrow(2, segment.pages.start, segment.length)
     kept = slice(segment.lead, segment.lead + segment.length)
     return _gather(pool, segment.pages, page_size)[:, :, kept]
 
