@@ -10,8 +10,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
 from torch import Tensor
 from transformers.utils.hub import cached_file
 
@@ -49,26 +49,27 @@ def read_json(file: Path) -> dict[str, Any]:  # Any: JSON values
     return record
 
 
-def read_tensors(path: str) -> dict[str, Tensor]:
-    """All tensors of a checkpoint, on the CPU, in one file or in shards.
+def read_tensors(path: str, ending: str = "") -> dict[str, Tensor]:
+    """The tensors of a checkpoint, on the CPU, in one file or in shards.
+
+    Args:
+        path: a folder, or a hub id.
+        ending: of the names of those that are wanted.
 
     Raises:
         ValueError: there are none, a shard is missing, or a file is damaged.
     """
-    if index := find(path, INDEX):
-        shards = _shards(index)
-    elif find(path, WEIGHTS):
-        shards = [WEIGHTS]
-    else:
-        _refuse_pickles(path)
-        raise ValueError(f"{path} has no weights: no {WEIGHTS}, no {INDEX}")
     tensors: dict[str, Tensor] = {}
-    for shard in shards:
+    for shard in _shards(path, ending):
         file = find(path, shard)
         if file is None:
             raise ValueError(f"{path} lacks {shard}, which {INDEX} lists")
         try:
-            tensors |= load_file(file)
+            with safe_open(file, framework="pt") as opened:
+                names = opened.keys()
+                tensors |= {
+                    name: opened.get_tensor(name) for name in names if name.endswith(ending)
+                }
         except SafetensorError as error:
             raise ValueError(f"{file} is damaged: {error}") from error
     return tensors
@@ -89,11 +90,18 @@ def write_checkpoint(
     write_json(path / name, record)
 
 
-def _shards(index: Path) -> list[str]:
+def _shards(path: str, ending: str) -> list[str]:
+    """Names of the files that hold the tensors whose names end so."""
+    index = find(path, INDEX)
+    if index is None:
+        if find(path, WEIGHTS):
+            return [WEIGHTS]
+        _refuse_pickles(path)
+        raise ValueError(f"{path} has no weights: no {WEIGHTS}, no {INDEX}")
     places = read_json(index).get("weight_map")
     if not isinstance(places, dict):
         raise ValueError(f"{index} has no weight_map")
-    shards = sorted(set(places.values()))
+    shards = sorted({file for name, file in places.items() if name.endswith(ending)})
     if outside := [shard for shard in shards if Path(shard).name != shard]:
         raise ValueError(f"{index} points outside of its folder: {outside[0]}")
     return shards

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from transformers import AutoConfig
 
+from specdec.drafters.checkpoint_files import read_tensors
 from specdec.drafters.eagle_head import EagleHead
 
 TAPS = 3  # states that other engines fuse
@@ -53,8 +54,25 @@ def read_verifier(name: str) -> VerifierFacts:
             text.vocab_size,
             text.max_position_embeddings,
         )
-    except (OSError, AttributeError, KeyError) as error:
+    except (OSError, ValueError, AttributeError, KeyError) as error:
         raise ValueError(f"the config of verifier {name} cannot be read: {error}") from error
+
+
+def read_embeddings(verifier: VerifierFacts) -> Tensor:
+    """The embeddings of a verifier's tokens, ``(vocab, hidden)``, in the type they were saved in.
+
+    Raises:
+        ValueError: they cannot be told from its files.
+    """
+    found = read_tensors(verifier.name, "embed_tokens.weight")
+    shape = (verifier.vocab_size, verifier.hidden_size)
+    fitting = [tensor for tensor in found.values() if tensor.shape == shape]
+    if len(fitting) != 1:
+        raise ValueError(
+            f"{verifier.name} has {len(fitting)} tensors {shape} whose names end in "
+            "embed_tokens.weight; there should be one"
+        )
+    return fitting[0]
 
 
 def refuse_unportable(head: EagleHead, verifier: VerifierFacts) -> None:

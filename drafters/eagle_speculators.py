@@ -82,8 +82,9 @@ def export_speculators(
     *,
     tokens: int = 3,
     dtype: torch.dtype | None = None,
+    embeddings: Tensor | None = None,
 ) -> None:
-    """Write a folder that ``vllm serve`` takes by itself, and that speculators trains on.
+    """Write a folder that ``vllm serve`` takes by itself.
 
     Args:
         head: with ``vision`` "hidden".
@@ -91,6 +92,8 @@ def export_speculators(
         verifier: see :func:`specdec.drafters.eagle_export.read_verifier`.
         tokens: that vLLM drafts unless told otherwise.
         dtype: of the weights; None keeps it.
+        embeddings: the verifier's, ``(vocab, hidden)``, to write along for a head that reads them.
+            vLLM does without; the package does not: it leaves what is missing uninitialised.
 
     Raises:
         ValueError: other engines cannot run this head, or it is not for this verifier.
@@ -98,6 +101,8 @@ def export_speculators(
     refuse_unportable(head, verifier)
     config = head.config
     tensors = cast(head, dtype)
+    if embeddings is not None and not config.own_embeddings:
+        tensors["embed_tokens.weight"] = embeddings.to(tensors["fc.weight"].dtype)
     if config.draft_vocab_size == config.vocab_size:  # the form has no tables then
         del tensors["d2t"], tensors["t2d"]
     renamed = {

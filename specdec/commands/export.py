@@ -15,6 +15,7 @@ from specdec.commands.options import Precision
 
 if TYPE_CHECKING:
     from specdec.drafters.eagle_head import EagleHead
+    from specdec.drafters.eagle_raw import Engine
 
 
 class Target(StrEnum):
@@ -41,6 +42,13 @@ def export(
     dtype: Annotated[
         Precision, typer.Option(help="Numbers that weights are written in; auto: as they are.")
     ] = Precision.BF16,
+    embeddings: Annotated[
+        bool,
+        typer.Option(
+            help="With --to speculators: also write the verifier's embeddings, which the package "
+            "needs and vLLM does not."
+        ),
+    ] = False,
     tokens: Annotated[
         int, typer.Option(min=1, help="Tokens that vLLM drafts at a time; can be changed there.")
     ] = 3,
@@ -52,20 +60,23 @@ def export(
     """
     import torch
 
-    from specdec.drafters.eagle_export import read_verifier
+    from specdec.drafters.eagle_export import read_embeddings, read_verifier
     from specdec.drafters.eagle_raw import export_raw
     from specdec.drafters.eagle_speculators import export_speculators
 
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise UserError(f"--out {out} is not an empty folder; name one that does not exist")
+    if embeddings and to is not Target.SPECULATORS:
+        raise UserError(f"--embeddings goes with --to speculators; {to.value} takes the verifier's")
     head, name = _read(drafter, verifier)
     numbers = dtype.dtype if isinstance(dtype.dtype, torch.dtype) else None
     try:
         facts = read_verifier(name)
         if to is Target.SPECULATORS:
-            export_speculators(head, out, facts, tokens=tokens, dtype=numbers)
+            copied = read_embeddings(facts) if embeddings else None
+            export_speculators(head, out, facts, tokens=tokens, dtype=numbers, embeddings=copied)
         else:
-            engine = to.value
+            engine: Engine = "vllm" if to is Target.VLLM else "sglang"
             export_raw(head, out, facts, engine=engine, dtype=numbers)
     except ValueError as error:
         raise UserError(f"{drafter} cannot be exported to {to.value}: {reason(error)}") from error
