@@ -72,6 +72,10 @@ def export(
     numbers = dtype.dtype if isinstance(dtype.dtype, torch.dtype) else None
     try:
         facts = read_verifier(name)
+    except ValueError as error:
+        hint = "" if verifier else "; give --verifier if it lies elsewhere"
+        raise UserError(f"{reason(error)}{hint}") from error
+    try:
         if to is Target.SPECULATORS:
             copied = read_embeddings(facts) if embeddings else None
             export_speculators(head, out, facts, tokens=tokens, dtype=numbers, embeddings=copied)

@@ -145,5 +145,7 @@ def test_other_mistakes(cli: Cli, eagle: Path, tmp_path: Path) -> None:
     expect_error(result, "config of verifier .* cannot be read")
     (eagle / "model.safetensors").unlink()
     expect_error(cli("export", eagle, *named), "cannot be read: .* has no weights")
+    save_eagle(head(), eagle, verifier=str(full))
+    expect_error(cli("export", eagle, *named), "cannot be read: .*; give --verifier if it lies")
     save_eagle(head(), eagle, verifier="")
     expect_error(cli("export", eagle, *named), "does not say which model .* give --verifier")
