@@ -178,7 +178,8 @@ def _reader(plan: Plan, loaded: Demo) -> Reader:
 
 
 def _prompts(plan: Plan) -> Prompts:
-    from specdec.training.prompts import EmbeddedPrompts, FolderPrompts
+    from specdec.training.prompts import EmbeddedPrompts
+    from specdec.training.sources import FolderPrompts
 
     if plan.prompts is not None:
         return FolderPrompts(Path(plan.prompts))
