@@ -12,6 +12,7 @@ import shutil
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from itertools import accumulate
+from math import prod
 from pathlib import Path
 
 import torch
@@ -171,7 +172,8 @@ def estimate(reader: FeatureReader, shards: FeatureShards) -> int:
     for names, count in ((_BY_TOKEN, places[0]), (_BY_KEY, places[1])):
         for name in names:
             stored = shards._stored(name, getattr(features, name))
-            total += 0 if stored is None else stored.element_size() * stored[0].numel() * count
+            if stored is not None:
+                total += stored.element_size() * prod(stored.shape[1:]) * count
     return total
 
 

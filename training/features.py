@@ -192,7 +192,7 @@ def _prompt_inputs(
     given: dict[str, Any] = preparing.prepare_inputs_for_generation(
         ids, is_first_iteration=True, **how
     )
-    for name in ("past_key_values", "use_cache"):
+    for name in ("past_key_values", "use_cache", "logits_to_keep"):
         given.pop(name, None)
     return given
 
@@ -222,6 +222,13 @@ def _run(
             use_cache=True,
             output_hidden_states=bool(reading.layers),
             return_dict=True,
+        )
+    shape = given["input_ids"].shape
+    if [state.shape[:2] for state in seen] != [shape]:
+        shapes = ", ".join(str(tuple(state.shape)) for state in seen) or "nothing"
+        raise ValueError(
+            f"{type(model).__name__} was run over {tuple(shape)} tokens, and its output embeddings "
+            f"read {shapes}; its last hidden state cannot be told from that"
         )
     (last,) = seen
     tapped = [out.hidden_states[k] for k in reading.layers]
