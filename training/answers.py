@@ -22,13 +22,12 @@ from specdec.training.prompts import (
     Asked,
     Asking,
     Prompts,
-    Skipped,
     answer_key,
     content,
     model_inputs,
 )
 from specdec.training.shards import Answer, AnswerShards
-from specdec.training.sources import first_of
+from specdec.training.skipped import Skipped, first_of
 from specdec.verifiers.spec import read_spec
 
 
@@ -77,8 +76,8 @@ class Teacher:
         seen = torch.isin(ids, visual)
         if (largest := int(ids[~seen].max())) >= spec.vocab_size:
             raise ValueError(
-                f"{sides}: the processor's tokens go up to {largest}, the verifier has a vocabulary "
-                f"of {spec.vocab_size}"
+                f"{sides}: the processor's tokens go up to {largest}, the verifier has a "
+                f"vocabulary of {spec.vocab_size}"
             )
         if images and not seen.any(-1).all():
             raise ValueError(

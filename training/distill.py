@@ -95,7 +95,8 @@ def run(plan: Plan, out: Path, *, resume: bool = False) -> dict[str, Any]:
     from specdec.training import answers, student
     from specdec.training.examples import Examples, without_visual
     from specdec.training.shards import AnswerShards
-    from specdec.training.sources import open_prompts, write_skipped
+    from specdec.training.skipped import write_skipped
+    from specdec.training.sources import open_prompts
     from specdec.verifiers.spec import read_spec
 
     work, say = out / "unfinished", _Voice()

@@ -23,6 +23,7 @@ from specdec.cache.layout import visual_places
 from specdec.runtime.hook import RECURRENT
 from specdec.training.prompts import model_inputs
 from specdec.training.shards import Answer
+from specdec.verifiers.overrides import override
 from specdec.verifiers.spec import read_spec
 
 
@@ -49,8 +50,11 @@ class Reading:
             )
         if self.shared_layer is None:
             return
-        types = get_layer_types_and_kwargs(model.config.get_text_config(decoder=True))[0]
-        keyed = [k for k, kind in enumerate(types) if kind not in RECURRENT | {"dummy"}]
+        text = model.config.get_text_config(decoder=True)
+        types = get_layer_types_and_kwargs(text)[0]
+        crossing = getattr(text, "cross_attention_layers", None) or ()
+        without = RECURRENT | {"dummy"}
+        keyed = [k for k, kind in enumerate(types) if kind not in without and k not in crossing]
         if self.shared_layer not in keyed:
             raise ValueError(
                 f"keys of layer {self.shared_layer} were asked for; {spec.name} keeps those of "
@@ -100,13 +104,15 @@ class FeatureReader:
         Raises:
             ValueError: the processor makes other tokens of a prompt than were answered.
         """
+        # Where a row's padding changes what is made of it, there is to be none.
+        batch = 1 if override(self.model.config).counts_padding else self.batch
         alike = defaultdict[int, list[int]](list)
         for i, answer in enumerate(answers):
             alike[len(answer.asked.images)].append(i)
         found: dict[int, Features] = {}
         for group in alike.values():
-            for start in range(0, len(group), self.batch):
-                chunk = group[start : start + self.batch]
+            for start in range(0, len(group), batch):
+                chunk = group[start : start + batch]
                 found |= zip(chunk, self._together([answers[i] for i in chunk]), strict=True)
         return [found[i] for i in range(len(answers))]
 
@@ -149,20 +155,27 @@ def features_of(
     given = _prompt_inputs(model, ids, prepared.model_kwargs, cache)
     before = _positions(given.get("position_ids"), ids, padding)  # (R, B, P)
     prompt = _run(model, reading, given, cache)
-    rows = [row[pad:] for row, pad in zip(ids, padding, strict=True)]
-    keys = [_keys(model, cache, reading, *row) for row in enumerate(zip(rows, padding))]
+    keys = [
+        _keys(model, cache, reading, row, ids[row, pad:].tolist())
+        for row, pad in enumerate(padding)
+    ]
 
     answers = pad_sequence([row.to(ids.device) for row in said], batch_first=True)
     steps = torch.arange(1, answers.shape[1] + 1, device=ids.device)
     behind = before[..., -1:] + steps  # (R, B, A)
     real = [torch.ones(len(row), dtype=torch.long, device=ids.device) for row in said]
-    mask = _mask(prepared.model_kwargs, ids)
-    given = {
+    mask = torch.cat([_mask(prepared.model_kwargs, ids), pad_sequence(real, batch_first=True)], 1)
+    following = {
         "input_ids": answers,
-        "attention_mask": torch.cat([mask, pad_sequence(real, batch_first=True)], dim=1),
+        "attention_mask": mask,
         "position_ids": behind[0] if len(behind) == 1 else behind,
     }
-    answer = _run(model, reading, given, cache)
+    if (crossing := given.get("cross_attention_mask")) is not None:
+        # As for the whole text: transformers takes the answers' part.
+        following["cross_attention_mask"] = crossing[:, -1:].expand(
+            -1, mask.shape[1], *crossing.shape[2:]
+        )
+    answer = _run(model, reading, following, cache)
     features = []
     for i, (pad, row, (visual_keys, visual_values, read)) in enumerate(
         zip(padding, said, keys, strict=True)
@@ -260,23 +273,18 @@ def _before_head(model: PreTrainedModel) -> Iterator[list[Tensor]]:
 
 
 def _keys(
-    model: PreTrainedModel,
-    cache: DynamicCache,
-    reading: Reading,
-    row: int,
-    text: tuple[Tensor, int],
+    model: PreTrainedModel, cache: DynamicCache, reading: Reading, row: int, tokens: list[int]
 ) -> tuple[Tensor | None, Tensor | None, Tensor]:
-    """Keys and values of the visual places of a row, whose text and padding are given, and where
-    they are. The cache holds the prompts only.
+    """Keys and values of a row's visual places, and where they are. ``tokens`` are the row's, with
+    which the cache ends.
     """
-    tokens, padding = text
     visual = read_spec(model).visual_token_ids
-    read = torch.tensor(visual_places(tokens.tolist(), visual, reading.page_size)).long()
+    read = torch.tensor(visual_places(tokens, visual, reading.page_size)).long()
     if reading.shared_layer is None:
         return None, None, read
     layer: Any = cache.layers[reading.shared_layer]  # annotated as one without keys
     keys, values = (
-        part[row, :, padding + read.to(part.device)].transpose(0, 1).clone()
+        part[row, :, -len(tokens) :][:, read.to(part.device)].transpose(0, 1).clone()
         for part in (layer.keys, layer.values)
     )
     return keys, values, read

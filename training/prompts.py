@@ -16,6 +16,8 @@ from typing import Any, NamedTuple, Protocol
 from PIL import Image
 from transformers import PreTrainedModel
 
+from specdec.training.skipped import Skipped
+
 TEMPERATURES = (0.0, 1.0, 0.0, 0.7)  # of successive batches
 AT_LENGTH = "Answer in detail, at length."
 
@@ -34,13 +36,6 @@ class Asked(NamedTuple):
     task: str = ""
     sources: Sequence[str | bytes] = ()
     where: str = ""
-
-
-class Skipped(NamedTuple):
-    """Something that was left out: ``where`` it is, and ``why``."""
-
-    where: str
-    why: str
 
 
 class Asking(NamedTuple):

@@ -18,7 +18,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from specdec.training.prompts import Asked, Skipped, answer_key, open_image
+from specdec.training.prompts import Asked, answer_key, open_image
+from specdec.training.skipped import Skipped
 
 _META = b"specdec"
 _NUMBERS = ("tokens", "prompt_length", "top_ids", "top_p", "task", "temperature")
@@ -99,8 +100,8 @@ class AnswerShards:
         skipped: Sequence[Skipped] = (),
     ) -> None:
         """Keep a batch that took ``seconds`` to answer."""
-        import datasets
-        import pyarrow
+        import datasets  # type: ignore[import-untyped]  # it ships no type information
+        import pyarrow  # type: ignore[import-untyped]  # likewise
 
         rows, features = [_row(answer) for answer in answers], _features()
         columns = {name: [row[name] for row in rows] for name in features}
@@ -121,7 +122,9 @@ class AnswerShards:
         """What is known of a shard."""
         import pyarrow
 
-        with pyarrow.memory_map(str(self.path(index))) as file:  # datasets drops what is not its own
+        with pyarrow.memory_map(
+            str(self.path(index))
+        ) as file:  # datasets drops what is not its own
             meta = json.loads(pyarrow.ipc.open_stream(file).schema.metadata[_META])
         skipped = [Skipped(*each) for each in meta["skipped"]]
         return Facts(list(self._table(index)["key"]), meta["seconds"], skipped)

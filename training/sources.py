@@ -6,113 +6,25 @@ of who answers.
 
 from __future__ import annotations
 
-import json
-import zlib
-from abc import ABC, abstractmethod
-from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from itertools import islice
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from specdec.training.prompts import (
-    TEMPERATURES,
     Asked,
-    Asking,
     AtLength,
     EmbeddedPrompts,
     Prompts,
-    Skipped,
     open_row,
     read_row,
     with_images,
 )
+from specdec.training.rows import Rows
+from specdec.training.skipped import Skipped
 
-HELD_OUT_SHARE = 10  # of a user's own prompts, one in ten is kept for measuring
 HUB = "hub:"
 IMAGE_COLUMNS = ("image", "images")
 PROMPT_COLUMNS = ("prompt", "question", "text")
-
-
-class Rows(ABC):
-    """Prompts from rows that are there from the beginning and opened when they are asked.
-
-    All prompts are asked once at each temperature in turn. One prompt in ten, chosen by a checksum,
-    is held out. A subclass adds its rows, and calls :meth:`_close` when it has.
-    """
-
-    def __init__(self) -> None:
-        self.skipped: list[Skipped] = []
-        self._rows: list[tuple[int, int]] = []  # number of images, and the row
-        self._held_out: list[int] = []
-
-    @abstractmethod
-    def _open(self, row: int) -> Asked:
-        """The prompt of a row.
-
-        Raises:
-            ValueError: it cannot be read.
-        """
-
-    @abstractmethod
-    def _where(self, row: int) -> str:
-        """What to call a row."""
-
-    def _add(self, row: int, images: int, mark: bytes) -> None:
-        if zlib.crc32(mark) % HELD_OUT_SHARE == 0:
-            self._held_out.append(row)
-        else:
-            self._rows.append((images, row))
-
-    def _close(self, source: str, expected: str) -> None:
-        if not self._rows or not self._held_out:
-            raise ValueError(
-                f"{source}: {len(self._rows)} prompts to learn from and {len(self._held_out)} held "
-                f"out; expected {expected}, until there are some of both{first_of(self.skipped)}"
-            )
-        self._rows.sort(key=lambda row: row[0])
-
-    def batch(self, index: int, size: int) -> Asking | None:
-        """See :class:`Prompts`. A batch may be smaller: its prompts have equally many images."""
-        chunks = list(self._chunks(size))
-        turn, place = divmod(index, len(chunks))
-        temperatures = tuple(dict.fromkeys(TEMPERATURES))
-        if turn >= len(temperatures):
-            return None
-        skipped: list[Skipped] = []
-        asked = list(self._opened(chunks[place], skipped))
-        return Asking(asked, temperatures[turn], skipped)
-
-    def held_out(self, count: int) -> list[Asked]:
-        """See :class:`Prompts`."""
-        skipped: list[Skipped] = []
-        asked = list(islice(self._opened(self._held_out, skipped), count))
-        self.skipped += [each for each in skipped if each not in self.skipped]
-        return asked
-
-    def kinds(self) -> list[Asked]:
-        """See :class:`Prompts`: one for each number of images, the first that can be read."""
-        groups = defaultdict[int, list[int]](list)
-        for images, row in self._rows:
-            groups[images].append(row)
-        firsts = (next(self._opened(rows, []), None) for rows in groups.values())
-        return [each for each in firsts if each is not None]
-
-    def _opened(self, rows: Sequence[int], skipped: list[Skipped]) -> Iterator[Asked]:
-        """Those that can be read; the others are noted in ``skipped``."""
-        for row in rows:
-            try:
-                yield self._open(row)
-            except ValueError as error:
-                skipped.append(Skipped(self._where(row), str(error)))
-
-    def _chunks(self, size: int) -> Iterator[list[int]]:
-        start = 0
-        for end in range(1, len(self._rows) + 1):
-            full = end - start == size or end == len(self._rows)
-            if full or self._rows[end][0] != self._rows[start][0]:
-                yield [row for _, row in self._rows[start:end]]
-                start = end
 
 
 class FolderPrompts(Rows):
@@ -239,51 +151,36 @@ def open_prompts(
         ValueError: it cannot be read, or holds nothing of use; the message says what is there and
             what was expected.
     """
-    prompts = _opened(data, tasks, {"image_column": image_column, "prompt_column": prompt_column})
+    prompts: Prompts
+    if data is None:
+        prompts = EmbeddedPrompts(tasks)
+    elif any(Path(data).glob("*.jsonl")):
+        prompts = FolderPrompts(Path(data))
+    else:
+        found, source, folder = (
+            _from_hub(data) if data.startswith(HUB) else _from_folder(Path(data))
+        )
+        prompts = DatasetPrompts(
+            found, source, image_column=image_column, prompt_column=prompt_column, folder=folder
+        )
     return AtLength(prompts) if long else prompts
 
 
-def first_of(skipped: Sequence[Skipped]) -> str:
-    """How many were left out and why the first one was; nothing if there are none."""
-    if not skipped:
-        return ""
-    return f"; {len(skipped)} left out, the first: {skipped[0].where}: {skipped[0].why}"
+# A data set, what to call it, and what paths in it are relative to. Any: see DatasetPrompts.
+_Found = tuple[Any, str, Path | None]
 
 
-def write_skipped(file: Path, skipped: Iterable[Skipped]) -> int:
-    """List what was left out, each once, ``{"where": …, "why": …}`` a line; returns how many. The
-    file appears, or is replaced, in one move.
-    """
-    lines = [json.dumps(each._asdict()) + "\n" for each in dict.fromkeys(skipped)]
-    file.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = file.with_suffix(".tmp")
-    unfinished.write_text("".join(lines), encoding="utf-8")
-    unfinished.replace(file)
-    return len(lines)
+def _from_hub(data: str) -> _Found:
+    import datasets  # type: ignore[import-untyped]  # it ships no type information
 
-
-def _opened(data: str | None, tasks: Sequence[str], columns: dict[str, str | None]) -> Prompts:
-    if data is None:
-        return EmbeddedPrompts(tasks)
-    if data.startswith(HUB):
-        return DatasetPrompts(_from_hub(data.removeprefix(HUB)), data, **columns)
-    folder = Path(data)
-    if any(folder.glob("*.jsonl")):
-        return FolderPrompts(folder)
-    return DatasetPrompts(_from_folder(folder), folder.name, folder=folder, **columns)
-
-
-def _from_hub(name: str) -> Any:  # see DatasetPrompts
-    import datasets
-
-    owner, _, split = name.partition(":")
+    name, _, split = data.removeprefix(HUB).partition(":")
     try:
-        return datasets.load_dataset(owner, split=split or "train")
+        return datasets.load_dataset(name, split=split or "train"), data, None
     except Exception as error:  # of the network, of the hub, of the format, of the split
-        raise ValueError(f"{HUB}{name} could not be read as owner/name[:split]: {error}") from error
+        raise ValueError(f"{data} could not be read as owner/name[:split]: {error}") from error
 
 
-def _from_folder(folder: Path) -> Any:  # see DatasetPrompts
+def _from_folder(folder: Path) -> _Found:
     import datasets
 
     if (folder / "state.json").is_file() or (folder / "dataset_dict.json").is_file():
@@ -291,11 +188,12 @@ def _from_folder(folder: Path) -> Any:  # see DatasetPrompts
         if isinstance(found, datasets.DatasetDict):
             if "train" not in found and len(found) != 1:
                 raise ValueError(f"{folder} has the splits {', '.join(found)}; give one's folder")
-            return found["train"] if "train" in found else next(iter(found.values()))
-        return found
+            found = found["train"] if "train" in found else next(iter(found.values()))
+        return found, folder.name, folder
     files = sorted(folder.glob("*.arrow"))
     if files:
-        return datasets.concatenate_datasets([datasets.Dataset.from_file(str(f)) for f in files])
+        parts = [datasets.Dataset.from_file(str(file)) for file in files]
+        return datasets.concatenate_datasets(parts), folder.name, folder
     there = ", ".join(sorted(file.name for file in folder.glob("*"))[:8]) or "nothing"
     raise ValueError(
         f"{folder} holds {there}; expected *.jsonl lines, a data set written by save_to_disk, or "
@@ -318,8 +216,8 @@ def _column(
 
 def _image_counts(column: Any) -> list[int | None]:
     """Images in each row, ``None`` where there is no value; looks at no bytes."""
-    import pyarrow
-    import pyarrow.compute
+    import pyarrow  # type: ignore[import-untyped]  # it ships no type information
+    import pyarrow.compute  # type: ignore[import-untyped]  # likewise
 
     if pyarrow.types.is_list(column.type) or pyarrow.types.is_large_list(column.type):
         counts: list[int | None] = pyarrow.compute.list_value_length(column).to_pylist()

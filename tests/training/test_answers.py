@@ -18,8 +18,9 @@ import torch
 from specdec.training import answers
 from specdec.training.answers import Teacher
 from specdec.training.examples import Examples, without_visual
-from specdec.training.prompts import Asked, Asking, Skipped, answer_key
+from specdec.training.prompts import Asked, Asking, answer_key
 from specdec.training.shards import Answer, AnswerShards
+from specdec.training.skipped import Skipped
 from specdec.training.sources import FolderPrompts
 from support import families, processors
 
@@ -161,7 +162,7 @@ def test_the_processor_may_refuse_one_prompt(
     assert skipped.where == "row 1"
     assert "too narrow" in skipped.why
     refuse(texts)
-    with pytest.raises(ValueError, match="Llava.*row 0.*LlavaProcessor refuses: too narrow"):
+    with pytest.raises(ValueError, match=r"Llava.*row 0.*LlavaProcessor refuses: too narrow"):
         teacher.answer(Asking(asked, 0.0), seed=0)
 
 
@@ -232,6 +233,7 @@ from pathlib import Path
 import torch
 from specdec.training import answers
 from specdec.training.shards import AnswerShards
+from specdec.training.skipped import Skipped
 from specdec.training.sources import FolderPrompts
 from support import families, processors
 
@@ -332,7 +334,7 @@ def test_nothing_of_use_is_an_error(prompts: Path, tmp_path: Path, teacher: Teac
     """Training on nothing would end with a drafter that knows nothing."""
     short = Teacher(teacher.model, teacher.processor, 8, 4, max_length=12)
     shards = AnswerShards(tmp_path)
-    with pytest.raises(ValueError, match="no prompt has an answer.*line .*leave room"):
+    with pytest.raises(ValueError, match=r"no prompt has an answer.*line .*leave room"):
         list(answers.collect(short, FolderPrompts(prompts), shards, wanted=9, batch=8, minutes=9))
     assert len({each.where for each in shards.skipped}) >= 20
 

@@ -10,8 +10,9 @@ from typing import Any
 import datasets
 import pytest
 
-from specdec.training.prompts import AT_LENGTH, Asked, Skipped, answer_key, content
-from specdec.training.sources import DatasetPrompts, FolderPrompts, open_prompts, write_skipped
+from specdec.training.prompts import AT_LENGTH, Asked, answer_key, content
+from specdec.training.skipped import Skipped, write_skipped
+from specdec.training.sources import DatasetPrompts, FolderPrompts, open_prompts
 from support import processors
 
 COUNT = 40
@@ -72,7 +73,9 @@ def test_held_out_prompts_are_never_asked(prompts: Path) -> None:
         (b"\xff", "can't decode"),
     ],
 )
-def test_a_bad_line_is_left_out_and_listed(prompts: Path, tmp_path: Path, line: bytes, reason: str) -> None:
+def test_a_bad_line_is_left_out_and_listed(
+    prompts: Path, tmp_path: Path, line: bytes, reason: str
+) -> None:
     """One bad line in a million must neither end a run nor go unnoticed; nothing but bad lines is
     an error that says why.
     """
@@ -152,7 +155,7 @@ def test_rows_without_prompt_or_image_are_left_out() -> None:
     assert [each.why.split(" ")[1] for each in source.skipped] == ["'question'", "'image'"]
     assert len(everything(source)) + 3 * len(source.held_out(99)) == 3 * (COUNT - 2)
     nothing = found.select([3, 5])
-    with pytest.raises(ValueError, match="0 prompts to learn from .*the first: mine row 0"):
+    with pytest.raises(ValueError, match=r"0 prompts to learn from .*the first: mine row 0"):
         DatasetPrompts(nothing, "mine")
 
 
