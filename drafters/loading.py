@@ -10,6 +10,8 @@ from typing import Any
 from safetensors import SafetensorError
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
+from specdec.drafters.eagle import EagleDrafter
+from specdec.drafters.eagle_files import eagle_form, read_eagle
 from specdec.drafters.text_only import TextOnlyDrafter
 from specdec.drafters.tokenizers import refuse_other_tokenizer
 from specdec.interfaces import Drafter
@@ -22,18 +24,21 @@ def load_drafter(path: str | PathLike[str], model: PreTrainedModel | None = None
     """Load a drafter and check that it fits ``model``.
 
     Args:
-        path: a folder, or a hub id, with a saved drafter, or with any causal language model.
+        path: a folder, or a hub id, with a saved drafter, with an EAGLE-3 head in the form of other
+            engines, or with any causal language model.
         model: the verifier that it is for; it is put on that model's device.
 
     Raises:
         ValueError: nothing loadable lies there, its kind or format is unknown, or it does not fit.
     """
+    if eagle_form(path) is not None:
+        return _eagle(path, model)
     if model is not None:
         refuse_other_tokenizer(str(path), model.name_or_path)
     settings = _settings(Path(path))
     kind, version = settings.get("kind"), settings.get("format_version")
     if kind != "text_only":
-        raise ValueError(f"{path}: drafter kind {kind!r} is not known; there is 'text_only'")
+        raise ValueError(f"{path}: drafter kind {kind!r} is not known; there are eagle, text_only")
     if version != FORMAT_VERSION:
         raise ValueError(f"{path}: drafter format {version}, this specdec reads {FORMAT_VERSION}")
     try:
@@ -52,6 +57,16 @@ def load_drafter(path: str | PathLike[str], model: PreTrainedModel | None = None
     if model is not None:
         language_model = language_model.to(model.device)
     return TextOnlyDrafter(language_model)
+
+
+def _eagle(path: str | PathLike[str], model: PreTrainedModel | None) -> EagleDrafter:
+    """An EAGLE-3 head in any of the forms that are known."""
+    if model is None:
+        return EagleDrafter(read_eagle(path)[0])
+    layers = model.config.get_text_config(decoder=True).num_hidden_layers
+    head, _ = read_eagle(path, verifier_layers=layers)
+    embeddings: Any = model.get_input_embeddings()
+    return EagleDrafter(head.to(model.device), embeddings)
 
 
 def save_drafter(

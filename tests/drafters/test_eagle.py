@@ -6,6 +6,7 @@ The oracle knows no pages, waves or trees: it runs the head token by token over 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
@@ -14,7 +15,9 @@ from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel
 
 import specdec
+from specdec.drafters import load_drafter
 from specdec.drafters.eagle import EagleDrafter
+from specdec.drafters.eagle_files import save_eagle
 from specdec.drafters.eagle_head import EagleConfig, EagleHead, Vision
 from specdec.interfaces import DraftRequest, VerifierSpec
 from specdec.tree import DraftTree, Dynamic, Shape, chain, static
@@ -327,3 +330,22 @@ def test_a_verifier_without_taps_is_refused() -> None:
             **inputs(3, 6),
             max_new_tokens=4,
         )
+
+
+def test_a_saved_head_drafts_as_before(tmp_path: Path) -> None:
+    """Loaded without the verifier's embeddings, or with other weights."""
+    model, inputs, _, _ = families.build("llava")
+    head = head_for(model)
+    save_eagle(head, tmp_path / "head", verifier="llava")
+    said = []
+    for drafter in (
+        EagleDrafter(head, model.get_input_embeddings()),
+        load_drafter(tmp_path / "head", model),
+    ):
+        assert isinstance(drafter, EagleDrafter)
+        recorder = Recorder(drafter)
+        specdec.generate(
+            model, drafter=recorder, tree=3, **inputs(3, 6), max_new_tokens=6, do_sample=False
+        )
+        said.append([tree.tokens for _, tree in recorder.said])
+    assert said[0] == said[1]
