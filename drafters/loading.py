@@ -15,6 +15,8 @@ from transformers import (
     PreTrainedModel,
 )
 
+from specdec.drafters.eagle import EagleDrafter
+from specdec.drafters.eagle_files import eagle_form, read_eagle
 from specdec.drafters.selection import check_ratio
 from specdec.drafters.text_only import TextOnlyDrafter
 from specdec.drafters.tokenizers import refuse_other_tokenizer
@@ -29,19 +31,22 @@ def load_drafter(path: str | PathLike[str], model: PreTrainedModel | None = None
     """Load a drafter and check that it fits ``model``.
 
     Args:
-        path: a folder, or a hub id, with a saved drafter, or with any causal language model.
+        path: a folder, or a hub id, with a saved drafter, with an EAGLE-3 head in the form of other
+            engines, or with any causal language model.
         model: the verifier that it is for; it is put on that model's device.
 
     Raises:
         ValueError: nothing loadable lies there, its kind or format is unknown, or it does not fit.
     """
+    if eagle_form(path) is not None:
+        return _eagle(path, model)
     if model is not None:
         refuse_other_tokenizer(str(path), model.name_or_path)
     settings = _settings(Path(path))
     kind, version = settings.get("kind"), settings.get("format_version")
     load = _LOADERS.get(str(kind))
     if load is None:
-        known = ", ".join(map(repr, _LOADERS))
+        known = ", ".join(map(repr, ("eagle", *_LOADERS)))
         raise ValueError(f"{path}: drafter kind {kind!r} is not known; there is {known}")
     if version != FORMAT_VERSION:
         raise ValueError(f"{path}: drafter format {version}, this specdec reads {FORMAT_VERSION}")
@@ -94,6 +99,16 @@ def _load_model(
     model.eval()
     drafter: PreTrainedModel = model if verifier is None else model.to(verifier.device)
     return drafter
+
+
+def _eagle(path: str | PathLike[str], model: PreTrainedModel | None) -> EagleDrafter:
+    """An EAGLE-3 head in any of the forms that are known."""
+    if model is None:
+        return EagleDrafter(read_eagle(path)[0])
+    layers = model.config.get_text_config(decoder=True).num_hidden_layers
+    head, _ = read_eagle(path, verifier_layers=layers)
+    embeddings: Any = model.get_input_embeddings()
+    return EagleDrafter(head.to(model.device), embeddings)
 
 
 def save_drafter(

@@ -152,6 +152,8 @@ class SelfPrunedDrafter:
 class _PrunedNetwork:
     """Runs the trees of one proposal, roots included, as scratch of borrowed sequences."""
 
+    vocabulary = None
+
     def __init__(
         self,
         paged: PagedModel,

@@ -34,6 +34,7 @@ PATIENCE = 600  # seconds, several times what the tests named below take
 KERNEL = "tests/kernels/test_tree_attention.py"
 ENGINE = "tests/engine tests/test_generation.py tests/verifiers"
 GUARDS = "tests/test_guards.py"
+EXPORT = "tests/drafters/test_eagle_export.py"
 BUGS = (
     # Masks and positions.
     Bug(
@@ -178,6 +179,74 @@ BUGS = (
         ".any(0)",
         ".all(0)",
         "tests/training/test_counterfactual.py",
+    ),
+    # Files of EAGLE heads.
+    Bug(
+        "d2t of an export has tokens, not offsets",
+        "drafters/eagle_raw.py",
+        "tensors = cast(head, dtype)",
+        'tensors = cast(head, dtype) | {"d2t": head.spoken}',
+        EXPORT,
+    ),
+    Bug(
+        "two norms of an export under each other's names",
+        "drafters/eagle_export.py",
+        "for name, tensor in head.state_dict().items()",
+        """for name, tensor in zip(
+            head.state_dict(),
+            (
+                head.state_dict()[
+                    name.replace("hidden_norm", "x")
+                    .replace("input_layernorm", "hidden_norm")
+                    .replace("x.", "input_layernorm.")
+                ]
+                for name in head.state_dict()
+            ),
+            strict=True,
+        )""",
+        EXPORT,
+    ),
+    Bug(
+        "an export with tied embeddings",
+        "drafters/eagle_layer.py",
+        '"tie_word_embeddings": False',
+        '"tie_word_embeddings": True',
+        EXPORT,
+    ),
+    Bug(
+        "an export does not say which layers it reads",
+        "drafters/eagle_raw.py",
+        "        IDS: list(config.layers),\n",
+        "",
+        EXPORT,
+    ),
+    Bug(
+        "SGLang is told of the inputs of layers",
+        "drafters/eagle_raw.py",
+        "[layer - 1 for layer in config.layers]",
+        "list(config.layers)",
+        EXPORT,
+    ),
+    Bug(
+        "where the residual is taken is lost",
+        "drafters/eagle_raw.py",
+        'bool(settings.get("norm_before_residual", False))',
+        "False",
+        EXPORT,
+    ),
+    Bug(
+        "outputs of layers read as inputs",
+        "drafters/eagle_raw.py",
+        "tuple(layer + 1 for layer in nested)",
+        "tuple(nested)",
+        "tests/drafters/test_eagle_files.py",
+    ),
+    Bug(
+        "tables that disagree are loaded",
+        "drafters/eagle_layer.py",
+        'if not torch.equal(marked, tables["t2d"]):',
+        "if False:",
+        "tests/drafters/test_eagle_files.py",
     ),
     # The cache.
     Bug(

@@ -22,7 +22,7 @@ from specdec.runtime import Kinds, NodeBatch, PagedModel, PrefillRow, Source, St
 from specdec.tree import DraftTree
 from specdec.verifiers.key_transfer import read_row, write_columns
 from specdec.verifiers.overrides import override
-from specdec.verifiers.page_keys import RowKeys, prompt_keys, root
+from specdec.verifiers.page_keys import RowKeys, lead, prompt_keys, root
 from specdec.verifiers.spec import read_spec, unsupported
 
 
@@ -139,14 +139,12 @@ class TransformersVerifier:
         kv, padding = self._paged.kv, prompt.padding
         chosen = range(len(padding)) if rows is None else rows
         texts = [prompt.input_ids[row, padding[row] :].tolist() for row in chosen]
-        keys = [RowKeys([], 0)] * len(padding)
+        visual = self.spec.visual_token_ids
         if self.shares:
-            keys = prompt_keys(
-                prompt,
-                self.spec.visual_token_ids,
-                kv.page_size,
-                by_padding=self._counts_padding,
-            )
+            keys = prompt_keys(prompt, visual, kv.page_size, by_padding=self._counts_padding)
+        else:
+            rows_of = zip(prompt.input_ids.tolist(), padding, strict=True)
+            keys = [RowKeys([], lead(row[pad:], visual, kv.page_size)) for row, pad in rows_of]
         inputs = self._inputs(prompt)
         last = _last_positions(inputs.get("position_ids"), prompt.input_ids, padding)
         twins = self._twins(texts, [keys[row].pages for row in chosen])
@@ -174,12 +172,8 @@ class TransformersVerifier:
                 for i in fresh:
                     if self._paged.states is not None:
                         states[i] = self._paged.states[chosen[i], padding[chosen[i]] :]
-                    visual = [
-                        place
-                        for place, token in enumerate(texts[i])
-                        if token in self.spec.visual_token_ids
-                    ]
-                    kv.flag_visual(handles[i].sequence, visual)
+                    places = [place for place, token in enumerate(texts[i]) if token in visual]
+                    kv.flag_visual(handles[i].sequence, places)
             found = [i for i, count in cached.items() if count > 0]
             if found:
                 behind, read = self._go_on([handles[i] for i in found])
