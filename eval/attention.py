@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import importlib.util
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from functools import partial
+from typing import Any, Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -282,39 +283,33 @@ def beside(
     **sizes: Any,
 ) -> dict[str, Any]:
     """Milliseconds where requests with little text of their own read that many keys beside it, each
-    its own ones or all the same; and over the first, those of attention to as many keys of text.
+    its own ones or all the same, and where as many keys are text; ``ratio``: first over last.
 
     Raises:
         ValueError: the kernel gives a wrong result.
     """
     text = 64
-    query, own_keys, own_values, own, scale = prepare(Problem(text, batch, nodes, **sizes), device)[
-        1:
-    ]
+    own = prepare(Problem(text, batch, nodes, **sizes), device)
     found: dict[str, Any] = {"keys": keys, "batch": batch, "nodes": nodes}
     for name, shared in (("apart_ms", 0), ("shared_ms", keys)):
         far = prepare(Problem(keys, batch, nodes, shared=shared, **sizes), device)
         requests = [TreeRequest(r.pages, keys, (), r.nodes) for r in far.batch.requests]
-        others = Beside(far.keys, far.values, TreeBatch(requests, PAGE))
-
-        def run(others: Beside = others) -> Tensor:
-            with forced("triton"):
-                return (
-                    backend(device)
-                    .tree_attention(query, own_keys, own_values, own, scale=scale, beside=others)
-                    .out
-                )
-
-        right = reference.tree_attention(
-            query.float(),
-            own_keys.float(),
-            own_values.float(),
-            own,
-            scale=scale,
-            beside=Beside(far.keys.float(), far.values.float(), others.batch),
-        ).out
-        _error(run().float(), right, GATE[query.dtype])
+        run = partial(_with_beside, own, Beside(far.keys, far.values, TreeBatch(requests, PAGE)))
+        _error(run().float(), run("reference"), GATE[own.query.dtype])
         found[name] = timer(run)
     whole = Problem(text + keys, batch, nodes, **sizes)
     found["text_ms"] = compare(whole, device, timer, {"specdec": specdec})["ms"]["specdec"]
-    return {**found, "ratio": found["text_ms"] / found["apart_ms"]}
+    return {**found, "ratio": found["apart_ms"] / found["text_ms"]}
+
+
+def _with_beside(
+    own: Material, other: Beside, name: Literal["triton", "reference"] = "triton"
+) -> Tensor:
+    """What a backend gives, the reference in fp32."""
+    query, keys, values, batch = own[1:5]
+    if name == "reference":
+        query, keys, values = (t.float() for t in (query, keys, values))
+        other = Beside(other.keys.float(), other.values.float(), other.batch)
+    with forced(name):
+        kernels = backend(query.device)
+        return kernels.tree_attention(query, keys, values, batch, scale=own.scale, beside=other).out

@@ -32,6 +32,7 @@ class Bug(NamedTuple):
 
 PATIENCE = 600  # seconds, several times what the tests named below take
 KERNEL = "tests/kernels/test_tree_attention.py"
+BESIDE = "tests/kernels/test_beside.py"
 ENGINE = "tests/engine tests/test_generation.py tests/verifiers"
 GUARDS = "tests/test_guards.py"
 EXPORT = "tests/drafters/test_eagle_export.py"
@@ -135,6 +136,83 @@ BUGS = (
         "shared[member] = end",
         "shared[member] = 0",
         KERNEL,
+    ),
+    Bug(
+        "partial results beside overwrite others",
+        "specdec/kernels/tree_attention.py",
+        "_launch(other, own.parts,",
+        "_launch(other, 0,",
+        BESIDE,
+    ),
+    Bug(
+        "the end of keys without scratch is taken for a prefix",
+        "specdec/kernels/tree_attention.py",
+        "tl.where(last > 0,",
+        "tl.where(scratch > 0,",
+        BESIDE,
+    ),
+    Bug(
+        "queries are not cast to the pools beside",
+        "specdec/kernels/tree_attention.py",
+        "_Launch(query.to(keys.dtype), ",
+        "_Launch(query, ",
+        BESIDE,
+    ),
+    Bug(
+        "scratch beside is read where there is none",
+        "specdec/kernels/packed.py",
+        "scratch = len(requests[request].depths) if last else 0",
+        "scratch = max(1, len(requests[request].depths)) if last else 0",
+        BESIDE,
+    ),
+    Bug(
+        "windows hide keys beside",
+        "specdec/kernels/tree_attention.py",
+        "_launch(other, own.parts, state, part_out, scale, softcap)",
+        "_launch(other, own.parts, state, part_out, scale, softcap, first)",
+        BESIDE,
+    ),
+    Bug(
+        "logits beside are not capped",
+        "specdec/kernels/tree_attention.py",
+        "_launch(other, own.parts, state, part_out, scale, softcap)",
+        "_launch(other, own.parts, state, part_out, scale, None)",
+        BESIDE,
+    ),
+    Bug(
+        "rows of no group beside have a prefix part",
+        "specdec/kernels/tree_attention.py",
+        "for launch in (own, *others)):",
+        "for launch in (own,)):",
+        BESIDE,
+    ),
+    Bug(
+        "masks are moved by the keys beside",
+        "specdec/kernels/reference.py",
+        "F.pad(seen, (other.length, 0))",
+        "F.pad(seen, (0, other.length))",
+        BESIDE,
+    ),
+    Bug(
+        "masks are as wide as the longest request",
+        "specdec/kernels/reference.py",
+        "        if len(batch.segments) > 1:\n            rows = query",
+        "        if own.stop - own.start < batch.nodes:\n            rows = query",
+        BESIDE,
+    ),
+    Bug(
+        "joined keys stay wider than queries",
+        "specdec/kernels/reference.py",
+        "            if key.dtype != query.dtype:\n",
+        "            if False:\n",
+        BESIDE,
+    ),
+    Bug(
+        "tables that meet again are taken for the same",
+        "specdec/kernels/prefix.py",
+        "one[low:middle] == other[low:middle]",
+        "one[middle - 1] == other[middle - 1]",
+        "tests/kernels/test_prefix.py",
     ),
     Bug(
         "members that share nothing are grouped",

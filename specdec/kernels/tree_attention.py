@@ -171,7 +171,6 @@ def tree_attention_kernel(
     end = tl.load(tiles + tile * 8 + 4)
     scratch = tl.load(tiles + tile * 8 + 5)
     lead = tl.load(tiles + tile * 8 + 6)
-    last = tl.load(tiles + tile * 8 + 7)
 
     m = tl.arange(0, BLOCK_M)
     real = m // GROUP < rows_count
@@ -270,6 +269,7 @@ def tree_attention_kernel(
                 CHUNK,
             )
 
+    last = tl.load(tiles + tile * 8 + 7)  # held through the loops it would spill others
     part = split + tl.where(last > 0, suffix_part, prefix_part)
     place = (part.to(tl.int64) * num_rows + row) * heads + query_heads
     tl.store(part_max + place, state_max, mask=real)
