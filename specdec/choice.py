@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 from transformers import PreTrainedModel
 
-from specdec.drafters import NgramDrafter, TextOnlyDrafter, load_drafter
+from specdec.drafters import NgramDrafter, SelfPrunedDrafter, TextOnlyDrafter, load_drafter
 from specdec.drafters.tokenizers import refuse_other_tokenizer, refuse_other_vocabulary
 from specdec.engine.engine import DEFAULT_SHAPE
 from specdec.interfaces import Drafter
@@ -80,9 +80,11 @@ def resolve_drafter(drafter: DrafterLike, model: PreTrainedModel) -> Drafter | N
         return TextOnlyDrafter(drafter)
     if drafter == "ngram":
         return NgramDrafter()
+    if drafter == "self_pruned":
+        return SelfPrunedDrafter()
     if isinstance(drafter, (str, PathLike)):
         return load_drafter(drafter, model)
     raise ValueError(
         f"drafter={type(drafter).__name__}: expected a Drafter, a transformers causal language "
-        'model, the path of a saved drafter, "ngram" or None'
+        'model, the path of a saved drafter, "ngram", "self_pruned" or None'
     )
