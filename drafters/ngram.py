@@ -6,7 +6,7 @@ continuations where the tree has room for them, the longest matched suffix first
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 
 from specdec.interfaces import DraftRequest, VerifierSpec
 from specdec.tree import DraftTree, Dynamic, topology
@@ -30,6 +30,11 @@ class NgramDrafter:
         self.min_ngram = min_ngram
         self._visual: frozenset[int] = frozenset()
         self._indexes: dict[int, _Index] = {}
+
+    @property
+    def identity(self) -> Hashable:
+        """One is as good as another with the same sizes."""
+        return self.name, self.max_ngram, self.min_ngram
 
     def check(self, verifier: VerifierSpec) -> None:
         """Fits every verifier; only notes which tokens are visual: they are never drafted."""

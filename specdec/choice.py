@@ -9,30 +9,32 @@ from transformers import PreTrainedModel
 
 from specdec.drafters import NgramDrafter, TextOnlyDrafter, load_drafter
 from specdec.drafters.tokenizers import refuse_other_tokenizer, refuse_other_vocabulary
+from specdec.engine import Adaptive
 from specdec.engine.engine import DEFAULT_SHAPE
 from specdec.interfaces import Drafter
 from specdec.tree import Shape, chain
 
 DrafterLike = Drafter | PreTrainedModel | str | PathLike[str] | None
+TreeLike = Shape | Adaptive | int | str
 
 
 class Choice(NamedTuple):
     """A drafter, and the largest tree to ask it for."""
 
     drafter: Drafter | None
-    shape: Shape
+    shape: Shape | Adaptive
 
 
 def choose(
-    model: PreTrainedModel, drafter: DrafterLike, tree: Shape | int, kwargs: dict[str, Any]
+    model: PreTrainedModel, drafter: DrafterLike, tree: TreeLike, kwargs: dict[str, Any]
 ) -> Choice:
     """What ``drafter=`` and ``tree=`` mean, or, without them, what transformers' arguments mean;
     these are taken out of ``kwargs``.
 
     Raises:
-        ValueError: no drafter is meant, or several, or one with another tokenizer.
+        ValueError: no drafter is meant, or several, or one with another tokenizer; no tree is.
     """
-    shape = chain(tree) if isinstance(tree, int) else tree
+    shape = resolve_tree(tree)
     tokenizers = kwargs.pop("assistant_tokenizer", None), kwargs.get("tokenizer")
     given = {
         name: kwargs.pop(name, None)
@@ -65,6 +67,21 @@ def choose(
             tokenizers[1].get_vocab(),
         )
     return Choice(resolve_drafter(drafter, model), shape)
+
+
+def resolve_tree(tree: TreeLike) -> Shape | Adaptive:
+    """The largest tree that a ``tree=`` argument means.
+
+    Raises:
+        ValueError: it means none.
+    """
+    if isinstance(tree, str):
+        if tree != "auto":
+            raise ValueError(
+                f'tree={tree!r}: expected "auto", a number of tokens, a tree or an Adaptive'
+            )
+        return Adaptive()
+    return chain(tree) if isinstance(tree, int) else tree
 
 
 def resolve_drafter(drafter: DrafterLike, model: PreTrainedModel) -> Drafter | None:

@@ -5,7 +5,7 @@ Imports nothing of specdec but trees, and no model code: every other module may 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, runtime_checkable
 
@@ -134,6 +134,15 @@ class ReadingDrafter(Drafter, Protocol):
 def reads_of(drafter: Drafter | None) -> Reads:
     """What a drafter reads of the verifier besides tokens."""
     return drafter.reads if isinstance(drafter, ReadingDrafter) else NOTHING
+
+
+@runtime_checkable
+class Identified(Protocol):
+    """A drafter or a verifier that is made anew now and then, and is the same all the same."""
+
+    @property
+    def identity(self) -> Hashable:
+        """Equal for those that propose, or decide, alike in as much time. Keeps nothing alive."""
 
 
 class Ready(NamedTuple):
