@@ -30,6 +30,7 @@ _GAIN = 1.03  # promised speed, over that of the plan in force, that is worth an
 _STALE = 2.0  # observations that those of a request before a pause are worth after it
 _HOPE = 1.0  # standard deviations that acceptance may be better than it looks
 _PATIENCE = 4  # steps between two choices, once acceptance is known
+_LOOK = 48  # steps: how often two are spent on trees a little shallower or deeper
 _PLAIN_EVERY = 128  # steps: where drafting pays, how often a plain one is timed
 _TIMED = 8  # drafted steps after which their cost is known well enough for short probes
 
@@ -178,6 +179,7 @@ class Controller:
     _kind: Kind = "plain"
     _speed: float = 1.0  # promised, in tokens per plain step's time
     _age: int = 0  # steps since the last choice
+    _drafted: int = 0  # steps that drafted because that pays
     _since_plain: int = 0
     _probe: _Probe | None = None
 
@@ -217,8 +219,11 @@ class Controller:
             if self._since_plain >= _PLAIN_EVERY:
                 return nothing
             self._kind = "draft"
-            options = [self._rows[i].option or NOTHING for i in ids]
-            return [option.plan for option in options]
+            plans = [(self._rows[i].option or NOTHING).plan for i in ids]
+            turn, late = divmod(self._drafted, _LOOK)
+            if late < _LOOK - 2:
+                return plans
+            return [measured.beside(plan, 1 if turn % 2 else -1) for plan in plans]
         if self._probe is None and measured.ledger.probe_is_due:
             # The request that has drafted before has the least to catch up.
             self._probe = _Probe(max(ids, key=lambda i: self._rows[i].rates.tries[:1]))
@@ -289,6 +294,7 @@ class Controller:
         if self._kind == "draft":
             measured.ledger.drafted(time, tokens)
             self._age += 1
+            self._drafted += 1
             measured.went_on()
             measured.age({self._plans[o.id] for o in drafted})
             for outcome in outcomes:

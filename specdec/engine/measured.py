@@ -21,8 +21,8 @@ _SHAPE_WEIGHT = 4.0  # how many observations the pair's rates are worth to a sha
 _REQUEST_WEIGHT = 8.0  # and a shape's to a request's
 _UNUSED = 0.98  # what rates are trusted for that were not measured in a step in which others were
 _STALE = 6.0  # observations that those before a pause are worth after it
-_LOST = 0.005  # share of the time that may be lost to drafting
-_PROBED = 0.007  # and to probes
+_LOST = 0.008  # share of the time that may be lost to drafting
+_PROBED = 0.006  # and to probes
 _AT_ONCE = 4.0  # plain steps that may be lost besides, at the beginning
 _CREDIT = 20.0  # plain steps gained that may be lost again before drafting stops
 _SPREAD = 32.0  # steps over which the price of a first draft is spread before it is known
@@ -60,7 +60,7 @@ class Ledger:
     @property
     def probe_is_due(self) -> bool:
         """Whether to draft although it seems not to pay."""
-        return self._left <= 0 and self._probes + self._last <= _PROBED * self._time
+        return self._left <= 0 and self._probes + self._last <= 1.0 + _PROBED * self._time
 
     def plain(self) -> None:
         """Count a plain step."""
@@ -122,6 +122,14 @@ class Measured:
         """The cheapest way to draft."""
         return Plan(len(self.shapes) - 1, min(1, self.shapes[0].depth))
 
+    def beside(self, plan: Plan, step: int) -> Plan:
+        """The same, a little deeper (1) or shallower (-1); as it is, if there is no such plan."""
+        if not plan.depth:
+            return plan
+        depths = sorted({other.depth for other in self._sizes})
+        place = depths.index(plan.depth) + step
+        return Plan(plan.shape, depths[place]) if 0 <= place < len(depths) else plan
+
     def cost(self, batch: int) -> Cost:
         """Of a step, what requests' first drafts take spread over the others."""
         cost = self.costs.of(batch)
@@ -139,7 +147,7 @@ class Measured:
         priors = [rates.given(shared, _SHAPE_WEIGHT) for rates in self._rates]
         # As far as nothing has ever been accepted there, twice as deep is deep enough to look.
         reached = sum(hits > 0.5 for hits in self._shared.hits)
-        limit = max(2, 2 * reached)
+        limit = max(1, 2 * reached)
         plans = [plan for plan in self._sizes if plan.depth <= limit]
         return [self._ladder(request, priors, plans) for request in requests]
 
