@@ -225,11 +225,12 @@ class Controller:
                 return plans
             return [measured.beside(plan, 1 if turn % 2 else -1) for plan in plans]
         if self._probe is None and measured.ledger.probe_is_due:
-            # The request that has drafted before has the least to catch up.
-            self._probe = _Probe(max(ids, key=lambda i: self._rows[i].rates.tries[:1]))
             measured.rest()
             for row in self._rows.values():
                 row.rates.cap(_STALE)
+            ladders = measured.ladders([row.rates for row in self._rows.values()])
+            promises = {i: ladder[-1].tokens for i, ladder in zip(self._rows, ladders, strict=True)}
+            self._probe = _Probe(max(ids, key=lambda i: promises[i]))
         if self._probe is None:
             return nothing
         self._kind = "probe"

@@ -39,15 +39,16 @@ class Cost(NamedTuple):
 class _Bucket:
     """Batches of about one size."""
 
-    def __init__(self, guess: Cost) -> None:
+    def __init__(self) -> None:
         self.plain: deque[float] = deque(maxlen=_RECENT)
         self.drafted: deque[float] = deque(maxlen=_RECENT)
-        self.guess = np.array(guess)
-        # Decayed sums of x xᵀ and x y; the guess stays as the ridge of the regression, so that what
-        # is not varied for long returns to it instead of drifting.
+        # Decayed sums of x xᵀ and x y. What was known of other batch sizes before stays as the
+        # ridge of the regression, so that what is not varied for long returns to it instead of
+        # drifting.
+        self.guess = np.array(_GUESS)
         self.squares = np.zeros((3, 3))
         self.products = np.zeros(3)
-        self.cost: Cost | None = guess
+        self.cost: Cost | None = None
 
 
 class Costs:
@@ -65,6 +66,11 @@ class Costs:
     def of(self, batch: int) -> Cost:
         """What drafting costs; of the nearest batch size that was measured, if this one was not."""
         bucket = self._bucket(batch)
+        if not bucket.drafted:
+            index = _index(batch)
+            measured = [i for i, other in self._buckets.items() if other.drafted]
+            near = min(measured, key=lambda i: abs(i - index), default=None)
+            return Cost(*_GUESS) if near is None else self.of(1 << near)
         if bucket.cost is None:
             left = _CERTAIN + bucket.squares
             bucket.cost = Cost(
@@ -86,6 +92,8 @@ class Costs:
         bucket, plain = self._bucket(batch), self.plain(batch)
         if plain is None:
             return
+        if not bucket.drafted:
+            bucket.guess = np.array(self.of(batch))
         relative = self.clip(batch, seconds) / plain - 1.0
         bucket.drafted.append(seconds)
         self.timed += 1
@@ -95,10 +103,9 @@ class Costs:
         bucket.cost = None
 
     def _bucket(self, batch: int) -> _Bucket:
-        index = (batch - 1).bit_length()
-        if index not in self._buckets:
-            measured = [i for i, bucket in self._buckets.items() if bucket.drafted]
-            near = min(measured, key=lambda i: abs(i - index), default=None)
-            guess = Cost(*_GUESS) if near is None else self.of(1 << near)
-            self._buckets[index] = _Bucket(guess)
-        return self._buckets[index]
+        return self._buckets.setdefault(_index(batch), _Bucket())
+
+
+def _index(batch: int) -> int:
+    """Sizes of up to 1, 2, 4, 8, … requests."""
+    return (batch - 1).bit_length()

@@ -18,7 +18,7 @@ from specdec.tree import Dynamic, Shape, Topology, chain
 _DEPTHS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64)
 _FIRST = 0.6  # acceptance before anything is known, with the weight of one observation
 _SHAPE_WEIGHT = 4.0  # how many observations the pair's rates are worth to a shape's
-_REQUEST_WEIGHT = 8.0  # and a shape's to a request's
+_REQUEST_WEIGHT = 4.0  # and a shape's to a request's
 _UNUSED = 0.98  # what rates are trusted for that were not measured in a step in which others were
 _STALE = 6.0  # observations that those before a pause are worth after it
 _LOST = 0.008  # share of the time that may be lost to drafting
@@ -137,7 +137,7 @@ class Measured:
 
     def rates(self) -> Rates:
         """A request's own, to be filled."""
-        return Rates(self.shapes[0].depth, keep=0.9)
+        return Rates(self.shapes[0].depth, keep=0.95)
 
     def ladders(
         self, requests: Sequence[Rates], hope: float = 0.0, beyond: int = 0
