@@ -13,16 +13,14 @@ import weakref
 from collections import OrderedDict
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Literal, NamedTuple, Protocol
+from typing import Literal
 
 from specdec.engine.measured import Measured
+from specdec.engine.planner import Fixed, Outcome, Planner
 from specdec.engine.rates import Rates
 from specdec.engine.worth import NOTHING, PLAIN, Option, Plan, best, speed
 from specdec.interfaces import Drafter, Identified, Verifier
 from specdec.tree import Dynamic, Shape, chain
-
-if TYPE_CHECKING:
-    from specdec.engine.target import Target
 
 _LARGEST = Dynamic(budget=16, depth=8)
 _PAIRS = 8  # whose measurements are kept
@@ -33,69 +31,6 @@ _PATIENCE = 4  # steps between two choices, once acceptance is known
 _LOOK = 48  # steps: how often two are spent on trees a little shallower or deeper
 _PLAIN_EVERY = 128  # steps: where drafting pays, how often a plain one is timed
 _TIMED = 8  # drafted steps after which their cost is known well enough for short probes
-
-
-class Outcome(NamedTuple):
-    """What became of a request's tree.
-
-    Attributes:
-        id: of the request.
-        asked: depth of the shape that the drafter was given.
-        nodes: drafted nodes of its tree.
-        levels: depth of its tree.
-        accepted: draft tokens that were handed out.
-        tokens: all that were handed out.
-        ended: the answer is complete; what lay behind its end was not judged.
-    """
-
-    id: int
-    asked: int
-    nodes: int
-    levels: int
-    accepted: int
-    tokens: int
-    ended: bool
-
-
-def outcome_of(target: Target) -> Outcome:
-    """What became of this one."""
-    return Outcome(
-        id=target.request.view.id,
-        asked=target.request.view.shape.depth,
-        nodes=len(target.tree) - 1,
-        levels=target.tree.topology.depth,
-        accepted=sum(emission.drafted for emission in target.emissions),
-        tokens=len(target.emissions),
-        ended=target.request.finished,
-    )
-
-
-class Planner(Protocol):
-    """Says what each request is to draft."""
-
-    @property
-    def largest(self) -> Shape:
-        """No shape is larger."""
-
-    def shapes(self, ids: Sequence[int]) -> list[Shape]:
-        """The shapes for the requests of the next step."""
-
-    def observe(self, outcomes: Sequence[Outcome], seconds: float) -> None:
-        """What became of that step, and how long it took."""
-
-
-class Fixed:
-    """Always the same shape."""
-
-    def __init__(self, shape: Shape) -> None:
-        self.largest = shape
-
-    def shapes(self, ids: Sequence[int]) -> list[Shape]:
-        """The shape, for every request."""
-        return [self.largest] * len(ids)
-
-    def observe(self, outcomes: Sequence[Outcome], seconds: float) -> None:
-        """Nothing follows from it."""
 
 
 class Adaptive:

@@ -16,8 +16,9 @@ from torch import Tensor
 
 from specdec.acceptance import Verdict
 from specdec.cache import OutOfPages
-from specdec.engine.controller import Adaptive, outcome_of, planner_for
+from specdec.engine.controller import Adaptive, planner_for
 from specdec.engine.estimates import estimates
+from specdec.engine.planner import outcome_of
 from specdec.engine.request import Decoding, Emission, Request
 from specdec.engine.target import Target
 from specdec.engine.together import by_batch

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-
 _ABOVE = 4.0  # how many observations the rate of a depth is worth to the one below it
 
 

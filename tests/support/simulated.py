@@ -9,7 +9,7 @@ from types import SimpleNamespace
 from typing import Any
 
 from specdec.engine import Adaptive
-from specdec.engine.controller import Outcome
+from specdec.engine.planner import Outcome
 from specdec.tree import Dynamic, Shape
 
 
@@ -64,7 +64,7 @@ class World:
         """
         self.batch = len(lengths)
         ids = [first_id + i for i in range(self.batch)]
-        missing = {i: self.prompt for i in ids}
+        missing = dict.fromkeys(ids, self.prompt)
         left = dict(zip(ids, lengths, strict=True))
         while any(n > 0 for n in left.values()):
             shapes: list[Shape] = planner.shapes(ids)
