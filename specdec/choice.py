@@ -7,14 +7,15 @@ from typing import Any, NamedTuple
 
 from transformers import PreTrainedModel
 
-from specdec.drafters import NgramDrafter, TextOnlyDrafter, load_drafter
+from specdec.drafters import EnsembleDrafter, NgramDrafter, TextOnlyDrafter, load_drafter
 from specdec.drafters.tokenizers import refuse_other_tokenizer, refuse_other_vocabulary
 from specdec.engine import Adaptive
 from specdec.engine.engine import DEFAULT_SHAPE
 from specdec.interfaces import Drafter
 from specdec.tree import Shape, chain
 
-DrafterLike = Drafter | PreTrainedModel | str | PathLike[str] | None
+OneDrafter = Drafter | PreTrainedModel | str | PathLike[str]
+DrafterLike = OneDrafter | list[OneDrafter] | tuple[OneDrafter, ...] | None
 TreeLike = Shape | Adaptive | int | str
 
 
@@ -92,14 +93,23 @@ def resolve_drafter(drafter: DrafterLike, model: PreTrainedModel) -> Drafter | N
     """
     if drafter is None or isinstance(drafter, Drafter):
         return drafter
+    if isinstance(drafter, (list, tuple)):
+        members = [resolve_drafter(each, model) for each in drafter]
+        return EnsembleDrafter([_named(member) for member in members])
     if isinstance(drafter, PreTrainedModel):
         refuse_other_tokenizer(drafter.name_or_path, model.name_or_path)
         return TextOnlyDrafter(drafter)
     if drafter == "ngram":
         return NgramDrafter()
-    if isinstance(drafter, (str, PathLike)):
+    if isinstance(drafter, str | PathLike):
         return load_drafter(drafter, model)
     raise ValueError(
         f"drafter={type(drafter).__name__}: expected a Drafter, a transformers causal language "
-        'model, the path of a saved drafter, "ngram" or None'
+        'model, the path of a saved drafter, "ngram", a list of these, or None'
     )
+
+
+def _named(member: Drafter | None) -> Drafter:
+    if member is None:
+        raise ValueError("drafter=[…, None, …]: None is no drafter; leave it out")
+    return member

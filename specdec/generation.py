@@ -69,7 +69,8 @@ def generate(
         model: a decoder-only transformers model, text-only or vision-language.
         *args: as for ``model.generate``.
         drafter: a :class:`Drafter`; a transformers causal language model with the same tokenizer
-            (it drafts without seeing the image); the path of a saved drafter; ``"ngram"``.
+            (it drafts without seeing the image); the path of a saved drafter; ``"ngram"``;
+            a list of several, whose drafts are merged.
             Without it ``assistant_model=`` and ``prompt_lookup_num_tokens=`` say who drafts, as for
             ``model.generate``; without these the model decodes plainly.
         tree: the largest tree to draft; an int is a chain of that many tokens. An

@@ -5,6 +5,7 @@ Imports nothing of specdec but trees, and no model code: every other module may 
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, runtime_checkable
@@ -143,6 +144,16 @@ class Identified(Protocol):
     @property
     def identity(self) -> Hashable:
         """Equal for those that propose, or decide, alike in as much time. Keeps nothing alive."""
+
+
+def identity_of(part: object) -> Hashable:
+    """What tells a drafter or a verifier from others, without keeping it alive."""
+    if isinstance(part, Identified):
+        return part.identity
+    try:
+        return weakref.ref(part)
+    except TypeError:  # its class has __slots__ that do without
+        return id(part)
 
 
 class Ready(NamedTuple):

@@ -9,7 +9,6 @@ drafters and trees by what steps report only.
 from __future__ import annotations
 
 import threading
-import weakref
 from collections import OrderedDict
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, field
@@ -19,7 +18,7 @@ from specdec.engine.measured import Measured
 from specdec.engine.planner import Fixed, Outcome, Planner
 from specdec.engine.rates import Rates
 from specdec.engine.worth import NOTHING, PLAIN, Option, Plan, best, speed
-from specdec.interfaces import Drafter, Identified, Verifier
+from specdec.interfaces import Drafter, Verifier, identity_of
 from specdec.tree import Dynamic, Shape, chain
 
 _LARGEST = Dynamic(budget=16, depth=8)
@@ -64,7 +63,7 @@ class Adaptive:
             )
         if not largest.depth:
             return Fixed(largest)
-        key = (_identity(drafter), _identity(verifier), largest.is_chain)
+        key = (identity_of(drafter), identity_of(verifier), largest.is_chain)
         with self._lock:
             measured = self._pairs.setdefault(key, Measured(largest))
             self._pairs.move_to_end(key)
@@ -275,13 +274,3 @@ def planner_for(shape: Shape | Adaptive, drafter: Drafter | None, verifier: Veri
             f"{len(shape)} nodes does: pass tree=k, a chain of k tokens"
         )
     return Fixed(shape)
-
-
-def _identity(part: Drafter | Verifier) -> Hashable:
-    """What tells it from others, without keeping it alive."""
-    if isinstance(part, Identified):
-        return part.identity
-    try:
-        return weakref.ref(part)
-    except TypeError:  # its class has __slots__ that do without
-        return id(part)
