@@ -180,8 +180,14 @@ class _Merge:
         """The request as the member sees it."""
         shape = _part(self.request.shape, self.share(member))
         states = self.state.states[member]
-        greedy = {"temperature": 0.0, "generator": None, "wants_q": False}
-        return replace(self.request, shape=shape, states=states, **greedy)
+        return replace(
+            self.request,
+            shape=shape,
+            temperature=0.0,
+            generator=None,
+            wants_q=False,
+            states=states,
+        )
 
     def add(self, member: int, tree: DraftTree) -> None:
         """Merge in what the member proposes."""
