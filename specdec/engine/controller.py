@@ -65,7 +65,9 @@ class Adaptive:
             return Fixed(largest)
         key = (identity_of(drafter), identity_of(verifier), largest.is_chain)
         with self._lock:
-            measured = self._pairs.setdefault(key, Measured(largest))
+            measured = self._pairs.get(key)
+            if measured is None:
+                measured = self._pairs[key] = Measured(largest)
             self._pairs.move_to_end(key)
             while len(self._pairs) > _PAIRS:
                 self._pairs.popitem(last=False)
@@ -129,6 +131,8 @@ class Controller:
                 self._rows = {i: self._rows.get(i) or _Row(self.measured.rates()) for i in ids}
                 self._age = _PATIENCE
             self._plans = dict(zip(ids, self._next(ids), strict=True))
+            if self._kind == "plain":
+                return [self.measured.nothing] * len(ids)
             cost = self.measured.cost(len(ids))
             return [self.measured.shape(p, self._speed, cost) for p in self._plans.values()]
 
@@ -143,7 +147,7 @@ class Controller:
         measured = self.measured
         nothing = [PLAIN] * len(ids)
         self._kind = "plain"
-        if measured.costs.plain(len(ids)) is None or measured.steps < 2:
+        if not measured.costs.knows(len(ids)) or measured.steps < 2:
             return nothing
         if self._probe is not None and self._probe.id not in self._rows:
             self._end_probe(self._probe)

@@ -58,6 +58,10 @@ class Costs:
         self._buckets: dict[int, _Bucket] = {}
         self.timed = 0  # drafted steps taken in
 
+    def knows(self, batch: int) -> bool:
+        """Whether a plain step has been timed."""
+        return bool(self._bucket(batch).plain)
+
     def plain(self, batch: int) -> float | None:
         """Seconds of a plain step, the lower median of the last; ``None`` before the first."""
         times = self._bucket(batch).plain
@@ -103,7 +107,10 @@ class Costs:
         bucket.cost = None
 
     def _bucket(self, batch: int) -> _Bucket:
-        return self._buckets.setdefault(_index(batch), _Bucket())
+        index = _index(batch)
+        if index not in self._buckets:
+            self._buckets[index] = _Bucket()
+        return self._buckets[index]
 
 
 def _index(batch: int) -> int:

@@ -108,7 +108,7 @@ class Measured:
             for index, shape in enumerate(self.shapes)
         }
         self._sizes = {plan: Size(_most(shape), plan.depth) for plan, shape in self._cut.items()}
-        self._cut[PLAIN] = largest.truncate(0)
+        self.nothing = self._cut[PLAIN] = largest.truncate(0)
         self._first = 0.0  # what first drafts took beyond others
         self._drafts = 0.0  # how many were made with them
 

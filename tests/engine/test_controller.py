@@ -15,7 +15,7 @@ from transformers import PreTrainedModel
 import specdec
 from specdec.engine import Adaptive, Decoding, Engine
 from specdec.engine.costs import Cost, Costs
-from specdec.engine.planner import Fixed
+from specdec.engine.planner import Fixed, Outcome
 from specdec.engine.rates import Rates
 from specdec.engine.worth import NOTHING, Option, Plan, best, speed
 from specdec.interfaces import Prompt
@@ -120,6 +120,25 @@ def test_catching_up_is_not_what_a_draft_costs() -> None:
     assert statistics.mean(world.drafted[-300:]) > 0.9
     planner: Any = adaptive.planner(world.drafter, world.verifier)
     assert planner.measured.costs.of(1).step(4, 4) == pytest.approx(1.73, rel=0.1)
+
+
+def test_the_end_of_an_answer_is_no_refusal() -> None:
+    """Of answers of a few tokens, most trees reach beyond the end: what lies there was not judged."""
+    adaptive, world = Adaptive(4), World(lambda request, step: [1.0], hiccup=0.0)
+    for number in range(40):
+        planner: Any = adaptive.planner(world.drafter, world.verifier)
+        ids, said = [number], 0
+        while said < 6:
+            (shape,) = planner.shapes(ids)
+            tokens = min(shape.depth + 1, 6 - said)
+            said += tokens
+            accepted = min(shape.depth, tokens)
+            outcome = Outcome(
+                number, shape.depth, shape.depth, shape.depth, accepted, tokens, said == 6
+            )
+            planner.observe([outcome], 1.0 + 0.05 * shape.depth)
+    (ladder,) = planner.measured.ladders([planner.measured.rates()])
+    assert ladder[-1].tokens > 4.5
 
 
 def test_each_request_drafts_what_pays_for_it() -> None:
