@@ -83,6 +83,7 @@ def test_common_beginnings_are_merged() -> None:
     members = [Scripted("a", [[1, 2, 3]]), Scripted("b", [[1, 2, 4], [8]])]
     (tree,) = EnsembleDrafter(members).propose([request(Dynamic(12, 3))])
     assert paths_of(tree) == {(7, 1, 2, 3), (7, 1, 2, 4), (7, 8)}
+    assert len(tree) == 6
     assert tree.q is None
     assert tree.siblings == "deterministic"
 

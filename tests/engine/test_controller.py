@@ -123,7 +123,7 @@ def test_catching_up_is_not_what_a_draft_costs() -> None:
 
 
 def test_the_end_of_an_answer_is_no_refusal() -> None:
-    """Of answers of a few tokens, most trees reach beyond the end: what lies there was not judged."""
+    """Most trees of a short answer reach beyond its end: what lies there was not judged."""
     adaptive, world = Adaptive(4), World(lambda request, step: [1.0], hiccup=0.0)
     for number in range(40):
         planner: Any = adaptive.planner(world.drafter, world.verifier)
@@ -238,6 +238,9 @@ def test_costs_are_those_of_whole_steps() -> None:
     assert costs.of(1) == pytest.approx((0.2, 0.05, 0.2), rel=0.05)
     assert costs.of(4) == costs.of(1)  # nothing was drafted by four yet
     assert costs.plain(4) == 3.0
+    before = costs.of(1).step(4, 4)
+    costs.see_drafted(1, 4, 4, 2000.0)
+    assert costs.of(1).step(4, 4) == pytest.approx(before, rel=0.1)
 
 
 def test_rates_are_conditional() -> None:
