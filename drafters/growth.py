@@ -48,6 +48,10 @@ class Wave(NamedTuple):
 class Network(Protocol):
     """A drafter's model, with keys of its own for every request."""
 
+    @property
+    def vocabulary(self) -> Tensor | None:
+        """int64 ``(V,)``: the token that each column of the logits stands for; ``None``: itself."""
+
     def begin(self, requests: Sequence[DraftRequest]) -> Tensor:
         """Take in what is new in the requests' texts; logits ``(len(requests), V)`` behind them.
         Tokens that must not be drafted have -inf.
@@ -102,12 +106,16 @@ def grow(
         calibration: of path probabilities.
     """
     growths = [_Growth(request, siblings) for request in requests]
+    names = None if network.vocabulary is None else network.vocabulary.cpu()
     logits = network.begin(requests)
     members, counts, depth = list(range(len(requests))), [1] * len(requests), 0
     while members:
         rows = [growths[member] for member in members]
         start, nexts = 0, list[_Next | None]()
         for growth, drawn, count in zip(rows, _children(logits, rows, counts), counts, strict=True):
+            if names is not None:
+                known = names[drawn.tokens.clamp_min(0)]
+                drawn = drawn._replace(tokens=torch.where(drawn.tokens < 0, -1, known))
             nexts.append(growth.advance(drawn, calibration, start))
             start += count
         alive = [(member, n) for member, n in zip(members, nexts, strict=True) if n is not None]
@@ -123,7 +131,7 @@ def grow(
                 depth,
             )
             logits = network.run(wave)
-    return [growth.finish() for growth in growths]
+    return [growth.finish(names) for growth in growths]
 
 
 class _Next(NamedTuple):
@@ -277,8 +285,8 @@ class _Growth:
         self._paths = scores[chosen]
         return chosen, chosen // tokens.shape[1]
 
-    def finish(self) -> Grown:
-        """The tree, its candidates in order."""
+    def finish(self, names: Tensor | None) -> Grown:
+        """The tree, its candidates in order; ``names``: tokens of the distributions' columns."""
         tokens = torch.cat(self.tokens) if self.tokens else torch.zeros(0, dtype=torch.long)
         kept = tokens >= 0
         if isinstance(self.shape, Dynamic) and len(tokens) and self.siblings == "deterministic":
@@ -297,18 +305,21 @@ class _Growth:
         tree = DraftTree(
             topology((-1, *above)),
             (self.request.tokens[-1], *tokens[kept].tolist()),
-            self._distributions(number, 1 + len(above)),
+            self._distributions(number, 1 + len(above), names),
             self.siblings,
         )
         return Grown(tree, number[torch.cat(self.ran)].tolist() if self.ran else [])
 
-    def _distributions(self, number: Tensor, nodes: int) -> Tensor | None:
+    def _distributions(self, number: Tensor, nodes: int, names: Tensor | None) -> Tensor | None:
         """What the children of each node were chosen from, ``(nodes, V)``."""
         if not self.q:
             return None
         ran = number[torch.cat([torch.zeros(1, dtype=torch.long), *self.ran])]
         q = torch.cat(self.q)
         there = ran >= 0
+        if names is not None:
+            columns = names.to(q.device).expand(len(q), -1)
+            q = q.new_zeros(len(q), int(names.max()) + 1).scatter_(1, columns, q)
         found = q.new_zeros(nodes, q.shape[1])
         found[ran[there].to(q.device)] = q[there.to(q.device)]
         return found

@@ -3,15 +3,24 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable, Mapping
 from os import PathLike
 from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError
-from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers import (
+    AutoModelForCausalLM,
+    AutoModelForImageTextToText,
+    PreTrainedModel,
+)
 
+from specdec.drafters.eagle import EagleDrafter
+from specdec.drafters.eagle_files import eagle_form, read_eagle
+from specdec.drafters.selection import check_ratio
 from specdec.drafters.text_only import TextOnlyDrafter
 from specdec.drafters.tokenizers import refuse_other_tokenizer
+from specdec.drafters.vision_pruned import VisionPrunedDrafter
 from specdec.interfaces import Drafter
 
 CONFIG_NAME = "drafter.json"
@@ -22,36 +31,84 @@ def load_drafter(path: str | PathLike[str], model: PreTrainedModel | None = None
     """Load a drafter and check that it fits ``model``.
 
     Args:
-        path: a folder, or a hub id, with a saved drafter, or with any causal language model.
+        path: a folder, or a hub id, with a saved drafter, with an EAGLE-3 head in the form of other
+            engines, or with any causal language model.
         model: the verifier that it is for; it is put on that model's device.
 
     Raises:
         ValueError: nothing loadable lies there, its kind or format is unknown, or it does not fit.
     """
+    if eagle_form(path) is not None:
+        return _eagle(path, model)
     if model is not None:
         refuse_other_tokenizer(str(path), model.name_or_path)
     settings = _settings(Path(path))
     kind, version = settings.get("kind"), settings.get("format_version")
-    if kind != "text_only":
-        raise ValueError(f"{path}: drafter kind {kind!r} is not known; there is 'text_only'")
+    load = _LOADERS.get(str(kind))
+    if load is None:
+        known = ", ".join(map(repr, ("eagle", *_LOADERS)))
+        raise ValueError(f"{path}: drafter kind {kind!r} is not known; there is {known}")
     if version != FORMAT_VERSION:
         raise ValueError(f"{path}: drafter format {version}, this specdec reads {FORMAT_VERSION}")
+    return load(path, settings, model)
+
+
+# A folder or hub id, the contents of its drafter.json, and the verifier if there is one.
+Loader = Callable[[str | PathLike[str], Mapping[str, Any], PreTrainedModel | None], Drafter]
+
+
+def _load_text_only(
+    path: str | PathLike[str], settings: Mapping[str, Any], verifier: PreTrainedModel | None
+) -> Drafter:
+    return TextOnlyDrafter(_load_model(AutoModelForCausalLM, path, verifier))
+
+
+def _load_vision_pruned(
+    path: str | PathLike[str], settings: Mapping[str, Any], verifier: PreTrainedModel | None
+) -> Drafter:
+    ratio = settings.get("ratio")
+    if not isinstance(ratio, (int, float)):
+        raise ValueError(f"{path}: {CONFIG_NAME} says ratio={ratio!r}; expected a number in [0, 1]")
+    return VisionPrunedDrafter(_load_model(AutoModelForImageTextToText, path, verifier), ratio)
+
+
+_LOADERS: Mapping[str, Loader] = {
+    "text_only": _load_text_only,
+    "vision_pruned": _load_vision_pruned,
+}
+
+
+def _load_model(
+    kind: Any,  # one of transformers' auto classes, which have no common type
+    path: str | PathLike[str],
+    verifier: PreTrainedModel | None,
+) -> PreTrainedModel:
+    """The model in a folder, complete, where the verifier is."""
     try:
-        loaded: Any = AutoModelForCausalLM.from_pretrained(
+        loaded: Any = kind.from_pretrained(
             path, dtype="auto", use_safetensors=True, output_loading_info=True
         )
     except (OSError, SafetensorError) as error:
         raise ValueError(f"{path}: no drafter could be loaded: {error}") from error
-    language_model, report = loaded  # a pair, which the annotation does not say
+    model, report = loaded  # a pair, which the annotation does not say
     if missing := sorted(report["missing_keys"]):
         raise ValueError(
             f"{path}: the weights lack {', '.join(missing)}; transformers would have filled them "
             "with random numbers"
         )
-    language_model.eval()
-    if model is not None:
-        language_model = language_model.to(model.device)
-    return TextOnlyDrafter(language_model)
+    model.eval()
+    drafter: PreTrainedModel = model if verifier is None else model.to(verifier.device)
+    return drafter
+
+
+def _eagle(path: str | PathLike[str], model: PreTrainedModel | None) -> EagleDrafter:
+    """An EAGLE-3 head in any of the forms that are known."""
+    if model is None:
+        return EagleDrafter(read_eagle(path)[0])
+    layers = model.config.get_text_config(decoder=True).num_hidden_layers
+    head, _ = read_eagle(path, verifier_layers=layers)
+    embeddings: Any = model.get_input_embeddings()
+    return EagleDrafter(head.to(model.device), embeddings)
 
 
 def save_drafter(
@@ -66,12 +123,33 @@ def save_drafter(
         **facts: JSON values to record: data, seeds, figures.
     """
     model.save_pretrained(path)
-    settings = {
-        "format_version": FORMAT_VERSION,
-        "kind": "text_only",
-        "verifier": verifier,
-        **facts,
-    }
+    _write(path, "text_only", verifier=verifier, **facts)
+
+
+def save_vision_pruned(
+    model: PreTrainedModel,
+    path: str | PathLike[str],
+    *,
+    verifier: str,
+    ratio: float,
+    **facts: Any,
+) -> None:
+    """Save a vision-language model so that :func:`load_drafter` makes a
+    :class:`VisionPrunedDrafter` of it.
+
+    Args:
+        model: the small vision-language model.
+        path: the folder to write.
+        verifier: name of the verifier that it is for.
+        ratio: share of visual tokens that it keeps.
+        **facts: JSON values to record: data, seeds, figures.
+    """
+    model.save_pretrained(path)
+    _write(path, "vision_pruned", verifier=verifier, ratio=check_ratio(ratio), **facts)
+
+
+def _write(path: str | PathLike[str], kind: str, **facts: Any) -> None:
+    settings = {"format_version": FORMAT_VERSION, "kind": kind, **facts}
     (Path(path) / CONFIG_NAME).write_text(json.dumps(settings, indent=2) + "\n")
 
 

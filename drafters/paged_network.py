@@ -22,6 +22,8 @@ class PagedNetwork:
         never: int64: nor are these.
     """
 
+    vocabulary = None
+
     def __init__(
         self, paged: PagedModel, texts: Sequence[NodeBatch], limit: int, never: Tensor
     ) -> None:

@@ -45,6 +45,7 @@ class Rope(nn.Module):
         else:
             config = PretrainedConfig()
             config.head_dim = head_dim
+            config.hidden_size, config.num_attention_heads = head_dim, 1  # yarn asks for a default
             config.rope_parameters = dict(parameters)
             config.max_position_embeddings = parameters.get("original_max_position_embeddings", 0)
             frequencies, self.scaling = ROPE_INIT_FUNCTIONS[kind](config, torch.device("cpu"))

@@ -13,6 +13,8 @@ from pathlib import Path
 
 from transformers.utils.hub import cached_file
 
+from specdec.interfaces import VerifierSpec
+
 # Tokenizers of one family agree on all ids but those of special tokens, unrelated ones on few.
 _AGREEMENT = 0.9
 
@@ -39,6 +41,21 @@ def refuse_other_vocabulary(
     agreement = _agreement(its, theirs)
     if agreement < _AGREEMENT:
         _refuse(drafter, verifier, agreement)
+
+
+def refuse_other_size(drafter: str, vocab_size: int, verifier: VerifierSpec) -> None:
+    """Compare the sizes of vocabularies, of which one may be padded or cut.
+
+    Raises:
+        ValueError: they cannot belong to the same tokenizer.
+    """
+    smaller, larger = sorted((vocab_size, verifier.vocab_size))
+    if smaller < larger // 2:
+        raise ValueError(
+            f"drafter {drafter} has a vocabulary of {vocab_size}, verifier {verifier.name} one of "
+            f"{verifier.vocab_size}: they cannot share a tokenizer; train a drafter for this "
+            "verifier with `specdec distill`"
+        )
 
 
 def _refuse(drafter: str, verifier: str, agreement: float) -> None:

@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import importlib.util
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from functools import partial
+from typing import Any, Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from specdec.kernels import TreeBatch, TreeRequest, backend, forced, reference
+from specdec.kernels import Beside, TreeBatch, TreeRequest, backend, forced, reference
 from specdec.tree import random_topology
 
 GATE = {torch.float32: 1e-4, torch.float16: 5e-3, torch.bfloat16: 2e-2}
@@ -224,9 +225,7 @@ def compare(
         try:
             run = make(material)
             found = _packed(run(), problem).float()
-            errors[name] = float((found - right).norm() / right.norm())
-            if not errors[name] <= GATE[problem.dtype]:
-                raise ValueError(f"differs from the reference by {errors[name]:.1e}")
+            errors[name] = _error(found, right, GATE[problem.dtype])
             times[name] = timer(run)
         except (ValueError, RuntimeError) as error:
             if name == "specdec":
@@ -245,6 +244,18 @@ def compare(
     }
 
 
+def _error(found: Tensor, right: Tensor, bound: float) -> float:
+    """Relative error.
+
+    Raises:
+        ValueError: it is over the bound.
+    """
+    error = float((found - right).norm() / right.norm())
+    if not error <= bound:
+        raise ValueError(f"differs from the reference by {error:.1e}")
+    return error
+
+
 def copy_bandwidth(device: torch.device, timer: Timer, size: int = 1 << 30) -> float:
     """Bytes read and written per second by a large copy on the device."""
     source = torch.empty(size, dtype=torch.uint8, device=device)
@@ -261,3 +272,44 @@ def sharing(device: torch.device, timer: Timer, prefix: int = 8192, **sizes: Any
         for problem in (one, many)
     ]
     return {"prefix": prefix, "one_ms": times[0], "many_ms": times[1], "ratio": times[1] / times[0]}
+
+
+def beside(
+    device: torch.device,
+    timer: Timer,
+    keys: int = 2048,
+    batch: int = 32,
+    nodes: int = 5,
+    **sizes: Any,
+) -> dict[str, Any]:
+    """Milliseconds where requests with little text of their own read that many keys beside it, each
+    its own ones or all the same, and where as many keys are text; ``ratio``: first over last.
+
+    Raises:
+        ValueError: the kernel gives a wrong result.
+    """
+    text = 64
+    own = prepare(Problem(text, batch, nodes, **sizes), device)
+    found: dict[str, Any] = {"keys": keys, "batch": batch, "nodes": nodes}
+    for name, shared in (("apart_ms", 0), ("shared_ms", keys)):
+        far = prepare(Problem(keys, batch, nodes, shared=shared, **sizes), device)
+        requests = [TreeRequest(r.pages, keys, (), r.nodes) for r in far.batch.requests]
+        run = partial(_with_beside, own, Beside(far.keys, far.values, TreeBatch(requests, PAGE)))
+        _error(run().float(), run("reference"), GATE[own.query.dtype])
+        found[name] = timer(run)
+    whole = Problem(text + keys, batch, nodes, **sizes)
+    found["text_ms"] = compare(whole, device, timer, {"specdec": specdec})["ms"]["specdec"]
+    return {**found, "ratio": found["apart_ms"] / found["text_ms"]}
+
+
+def _with_beside(
+    own: Material, other: Beside, name: Literal["triton", "reference"] = "triton"
+) -> Tensor:
+    """What a backend gives, the reference in fp32."""
+    query, keys, values, batch = own[1:5]
+    if name == "reference":
+        query, keys, values = (t.float() for t in (query, keys, values))
+        other = Beside(other.keys.float(), other.values.float(), other.batch)
+    with forced(name):
+        kernels = backend(query.device)
+        return kernels.tree_attention(query, keys, values, batch, scale=own.scale, beside=other).out

@@ -1,7 +1,8 @@
 """What the kernels become on each GPU, with no GPU: `python -m specdec.eval.compiled`.
 
 Every tiling that the tree-attention kernel may be launched with is compiled to a cubin with all
-options on (soft cap, windows, visual mass), and the assembler asked for registers and spills.
+options on (soft cap, windows, visual mass), and the assembler asked for registers and spills. Keys
+beside a request's own take no other kernel: they are one more launch of the same.
 """
 
 from __future__ import annotations
@@ -104,7 +105,8 @@ def others(arch: int, dtype: str, head_dim: int) -> dict[str, Built]:
     """The small kernels for ``sm_<arch>``."""
     pointer = f"*{dtype}"
     merging = {"DV": head_dim, "BLOCK_DV": block(head_dim), "HAS_SINKS": True, "HAS_VISUAL": True}
-    merging |= {"MOST_PARTS": 2 * MOST_SPLITS, "BLOCK": merge.BLOCK}
+    # Of shared prefixes and of what is behind them, each of own keys and of those beside.
+    merging |= {"MOST_PARTS": 4 * MOST_SPLITS, "BLOCK": merge.BLOCK}
     storing = {"D": head_dim, "DV": head_dim, "BLOCK_D": block(head_dim)}
     moving = {"WORD": triton.language.int64, "BLOCK": paged_copy.BLOCK}
     stored = dict.fromkeys(("new_keys", "new_values", "keys", "values"), pointer)

@@ -82,9 +82,20 @@ def device_attention(device: torch.device) -> dict[str, Any]:
                 )
                 torch.cuda.empty_cache()
     shared = attention.sharing(device, timer)
+    beside = attention.beside(device, timer)
     Console().print(table)
     Console().print(f"32 requests with a prefix of {shared['prefix']}: {shared['ratio']:.2f} × one")
-    return {"copy_bytes_per_second": bandwidth, "cases": cases, "sharing": shared}
+    Console().print(
+        f"{beside['batch']} requests with {beside['keys']} keys beside: "
+        f"{beside['apart_ms']:.3f} ms, if they are the same for all {beside['shared_ms']:.3f} ms, "
+        f"if they are text {beside['text_ms']:.3f} ms"
+    )
+    return {
+        "copy_bytes_per_second": bandwidth,
+        "cases": cases,
+        "sharing": shared,
+        "beside": beside,
+    }
 
 
 def kernels(

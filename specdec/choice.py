@@ -7,7 +7,13 @@ from typing import Any, NamedTuple
 
 from transformers import PreTrainedModel
 
-from specdec.drafters import EnsembleDrafter, NgramDrafter, TextOnlyDrafter, load_drafter
+from specdec.drafters import (
+    EnsembleDrafter,
+    NgramDrafter,
+    SelfPrunedDrafter,
+    TextOnlyDrafter,
+    load_drafter,
+)
 from specdec.drafters.tokenizers import refuse_other_tokenizer, refuse_other_vocabulary
 from specdec.engine import Adaptive
 from specdec.engine.engine import DEFAULT_SHAPE
@@ -101,11 +107,13 @@ def resolve_drafter(drafter: DrafterLike, model: PreTrainedModel) -> Drafter | N
         return TextOnlyDrafter(drafter)
     if drafter == "ngram":
         return NgramDrafter()
+    if drafter == "self_pruned":
+        return SelfPrunedDrafter()
     if isinstance(drafter, str | PathLike):
         return load_drafter(drafter, model)
     raise ValueError(
         f"drafter={type(drafter).__name__}: expected a Drafter, a transformers causal language "
-        'model, the path of a saved drafter, "ngram", a list of these, or None'
+        'model, the path of a saved drafter, "ngram", "self_pruned", a list of these, or None'
     )
 
 

@@ -16,6 +16,7 @@ from specdec.commands import UserError
 from specdec.commands.audit import audit
 from specdec.commands.demo import DemoCommand, demo
 from specdec.commands.doctor import doctor
+from specdec.commands.export import export
 from specdec.commands.generate import generate
 from specdec.eval.calibrate import calibrate
 from specdec.training.distill import distill
@@ -52,6 +53,7 @@ app.command()(doctor)
 app.command()(distill)
 app.command()(calibrate)
 app.command()(train_probe)
+app.command()(export)
 
 
 def _print_version(wanted: bool) -> None:

@@ -70,7 +70,8 @@ def generate(
         *args: as for ``model.generate``.
         drafter: a :class:`Drafter`; a transformers causal language model with the same tokenizer
             (it drafts without seeing the image); the path of a saved drafter; ``"ngram"``;
-            a list of several, whose drafts are merged.
+            ``"self_pruned"``, the model itself with a part of the image; a list of several, whose
+            drafts are merged.
             Without it ``assistant_model=`` and ``prompt_lookup_num_tokens=`` say who drafts, as for
             ``model.generate``; without these the model decodes plainly.
         tree: the largest tree to draft; an int is a chain of that many tokens. An
@@ -212,13 +213,15 @@ def _verifier(
     kv_cache_bytes: int | None = None,
 ) -> TransformersVerifier:
     """A verifier that gives what the rule and the drafter read."""
-    wanted = needs(rule)
+    wanted, reads = needs(rule), reads_of(drafter)
     return TransformersVerifier(
         model,
         kv_cache_bytes=kv_cache_bytes,
         hidden="hidden" in wanted,
         visual_mass="visual_mass" in wanted,
-        taps=reads_of(drafter).layers,
+        taps=reads.layers,
+        gaze=reads.gaze,
+        gaze_every=reads.gaze_every,
     )
 
 

@@ -31,6 +31,7 @@ class VerifierSpec:
         visual_token_ids: placeholder ids that stand for visual tokens in ``input_ids``.
         eos_token_ids: ids that end an answer.
         chains_only: it keeps a state that cannot branch: trees must be chains.
+        keeps_states: it keeps more of a text than keys of its tokens, which alone say too little.
     """
 
     name: str
@@ -40,6 +41,7 @@ class VerifierSpec:
     visual_token_ids: frozenset[int]
     eos_token_ids: frozenset[int]
     chains_only: bool = False
+    keeps_states: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,12 +52,14 @@ class Reads:
         layers: hidden states that it wants of every token, as transformers counts them: k is the
             input of layer k.
         pages: it reads keys in the verifier's own pages, through ``DraftRequest.source``.
-        gaze: it wants to know which visual tokens the verifier looks at.
+        gaze: it wants to know which visual tokens the verifier looks at behind the prompt.
+        gaze_every: and again after every so many verifications; 0 is never.
     """
 
     layers: tuple[int, ...] = ()
     pages: bool = False
     gaze: bool = False
+    gaze_every: int = 0
 
 
 NOTHING = Reads()
@@ -83,6 +87,9 @@ class DraftRequest:
         source: the verifier's own pages of the text, if the drafter reads them. Its sequence must
             not be changed.
         prompt: the batch of prompts that this one came in, with its pixels; ``row`` is its row.
+        gaze: float32 ``(P,)``: how much the verifier looked at each token of the prompt: from its
+            last token, or from the text behind it when it looked last; another tensor whenever it
+            has looked again. ``None`` if it does not say.
     """
 
     id: int
@@ -97,6 +104,7 @@ class DraftRequest:
     source: Source | None = field(default=None, repr=False)
     prompt: Prompt | None = field(default=None, repr=False)
     row: int = 0
+    gaze: Tensor | None = field(default=None, repr=False)
 
 
 @runtime_checkable
@@ -201,6 +209,8 @@ class Prefilled(NamedTuple):
     states: per row the tapped hidden states ``(T - cached, layers * H)`` of the other tokens; empty
         if none are tapped, or transformers ran the prompt.
     positions: per row int64 ``(R, T)`` on the CPU; empty likewise.
+    gaze: per row float32 ``(T,)``: how much its last token looked at each token; ``None`` where
+        that is not known. Empty if the verifier was not asked for it.
     """
 
     handles: list[Any]
@@ -208,6 +218,7 @@ class Prefilled(NamedTuple):
     cached: list[int]
     states: Sequence[Tensor] = ()
     positions: Sequence[Tensor] = ()
+    gaze: Sequence[Tensor | None] = ()
 
 
 class Verified(NamedTuple):
@@ -221,12 +232,15 @@ class Verified(NamedTuple):
             output embeddings turned into its logits. ``None`` unless the verifier was asked for it.
         states: ``(N, layers * H)``: the tapped hidden states of each node. ``None`` if there are
             none.
+        gaze: per request float32 ``(P,)``: how much its root looked at each token of the prompt;
+            ``None`` where nobody asked this time. Empty if nobody ever does.
     """
 
     logits: Tensor
     visual_mass: Sequence[Tensor]
     hidden: Tensor | None = None
     states: Tensor | None = None
+    gaze: Sequence[Tensor | None] = ()
 
 
 class Verifier(Protocol):

@@ -32,8 +32,10 @@ class Bug(NamedTuple):
 
 PATIENCE = 600  # seconds, several times what the tests named below take
 KERNEL = "tests/kernels/test_tree_attention.py"
+BESIDE = "tests/kernels/test_beside.py"
 ENGINE = "tests/engine tests/test_generation.py tests/verifiers"
 GUARDS = "tests/test_guards.py"
+EXPORT = "tests/drafters/test_eagle_export.py"
 BUGS = (
     # Masks and positions.
     Bug(
@@ -81,8 +83,8 @@ BUGS = (
     Bug(
         "positions of M-RoPE without their offset",
         "specdec/runtime/paged_model.py",
-        "first = nodes.sequence.committed + offset",
-        "first = nodes.sequence.committed",
+        "first = nodes.sequence.end + offset",
+        "first = nodes.sequence.end",
         "tests/verifiers",
     ),
     # The Triton kernels.
@@ -136,6 +138,83 @@ BUGS = (
         KERNEL,
     ),
     Bug(
+        "partial results beside overwrite others",
+        "specdec/kernels/tree_attention.py",
+        "_launch(other, own.parts,",
+        "_launch(other, 0,",
+        BESIDE,
+    ),
+    Bug(
+        "the end of keys without scratch is taken for a prefix",
+        "specdec/kernels/tree_attention.py",
+        "tl.where(last > 0,",
+        "tl.where(scratch > 0,",
+        BESIDE,
+    ),
+    Bug(
+        "queries are not cast to the pools beside",
+        "specdec/kernels/tree_attention.py",
+        "_Launch(query.to(keys.dtype), ",
+        "_Launch(query, ",
+        BESIDE,
+    ),
+    Bug(
+        "scratch beside is read where there is none",
+        "specdec/kernels/packed.py",
+        "scratch = len(requests[request].depths) if last else 0",
+        "scratch = max(1, len(requests[request].depths)) if last else 0",
+        BESIDE,
+    ),
+    Bug(
+        "windows hide keys beside",
+        "specdec/kernels/tree_attention.py",
+        "_launch(other, own.parts, state, part_out, scale, softcap)",
+        "_launch(other, own.parts, state, part_out, scale, softcap, first)",
+        BESIDE,
+    ),
+    Bug(
+        "logits beside are not capped",
+        "specdec/kernels/tree_attention.py",
+        "_launch(other, own.parts, state, part_out, scale, softcap)",
+        "_launch(other, own.parts, state, part_out, scale, None)",
+        BESIDE,
+    ),
+    Bug(
+        "rows of no group beside have a prefix part",
+        "specdec/kernels/tree_attention.py",
+        "for launch in (own, *others)):",
+        "for launch in (own,)):",
+        BESIDE,
+    ),
+    Bug(
+        "masks are moved by the keys beside",
+        "specdec/kernels/reference.py",
+        "F.pad(seen, (other.length, 0))",
+        "F.pad(seen, (0, other.length))",
+        BESIDE,
+    ),
+    Bug(
+        "masks are as wide as the longest request",
+        "specdec/kernels/reference.py",
+        "        if len(batch.segments) > 1:\n            rows = query",
+        "        if own.stop - own.start < batch.nodes:\n            rows = query",
+        BESIDE,
+    ),
+    Bug(
+        "joined keys stay wider than queries",
+        "specdec/kernels/reference.py",
+        "            if key.dtype != query.dtype:\n",
+        "            if False:\n",
+        BESIDE,
+    ),
+    Bug(
+        "tables that meet again are taken for the same",
+        "specdec/kernels/prefix.py",
+        "one[low:middle] == other[low:middle]",
+        "one[middle - 1] == other[middle - 1]",
+        "tests/kernels/test_prefix.py",
+    ),
+    Bug(
         "members that share nothing are grouped",
         "specdec/kernels/prefix.py",
         "common = min(",
@@ -179,6 +258,74 @@ BUGS = (
         ".all(0)",
         "tests/training/test_counterfactual.py",
     ),
+    # Files of EAGLE heads.
+    Bug(
+        "d2t of an export has tokens, not offsets",
+        "drafters/eagle_raw.py",
+        "tensors = cast(head, dtype)",
+        'tensors = cast(head, dtype) | {"d2t": head.spoken}',
+        EXPORT,
+    ),
+    Bug(
+        "two norms of an export under each other's names",
+        "drafters/eagle_export.py",
+        "for name, tensor in head.state_dict().items()",
+        """for name, tensor in zip(
+            head.state_dict(),
+            (
+                head.state_dict()[
+                    name.replace("hidden_norm", "x")
+                    .replace("input_layernorm", "hidden_norm")
+                    .replace("x.", "input_layernorm.")
+                ]
+                for name in head.state_dict()
+            ),
+            strict=True,
+        )""",
+        EXPORT,
+    ),
+    Bug(
+        "an export with tied embeddings",
+        "drafters/eagle_layer.py",
+        '"tie_word_embeddings": False',
+        '"tie_word_embeddings": True',
+        EXPORT,
+    ),
+    Bug(
+        "an export does not say which layers it reads",
+        "drafters/eagle_raw.py",
+        "        IDS: list(config.layers),\n",
+        "",
+        EXPORT,
+    ),
+    Bug(
+        "SGLang is told of the inputs of layers",
+        "drafters/eagle_raw.py",
+        "[layer - 1 for layer in config.layers]",
+        "list(config.layers)",
+        EXPORT,
+    ),
+    Bug(
+        "where the residual is taken is lost",
+        "drafters/eagle_raw.py",
+        'bool(settings.get("norm_before_residual", False))',
+        "False",
+        EXPORT,
+    ),
+    Bug(
+        "outputs of layers read as inputs",
+        "drafters/eagle_raw.py",
+        "tuple(layer + 1 for layer in nested)",
+        "tuple(nested)",
+        "tests/drafters/test_eagle_files.py",
+    ),
+    Bug(
+        "tables that disagree are loaded",
+        "drafters/eagle_layer.py",
+        'if not torch.equal(marked, tables["t2d"]):',
+        "if False:",
+        "tests/drafters/test_eagle_files.py",
+    ),
     # The cache.
     Bug(
         "accepted rows stay where they were",
@@ -189,7 +336,7 @@ BUGS = (
     ),
     Bug(
         "pages taken for contiguous",
-        "specdec/cache/paged_kv.py",
+        "specdec/cache/sequence.py",
         "sequence.contiguous = sequence.pages == list(range(first, first + len(sequence.pages)))",
         "sequence.contiguous = True",
         "tests/cache",
@@ -212,15 +359,15 @@ BUGS = (
     Bug(
         "a shared page is written",
         "specdec/cache/paged_kv.py",
-        "copied = used > 0 and self.allocator.refs(sequence.pages[first]) > 1",
+        "copied = begun and self.allocator.refs(sequence.pages[first]) > 1",
         "copied = False",
         "tests/cache",
     ),
     Bug(
         "pixels are not part of a page's name",
         "verifiers/page_keys.py",
-        "for place in range(start, stop) if place in pixels]",
-        "for place in range(start, stop) if False]",
+        "for place in range(start, end) if place in pixels]",
+        "for place in range(start, end) if False]",
         "tests/verifiers/test_sharing.py",
     ),
     Bug(
@@ -277,8 +424,8 @@ BUGS = (
     Bug(
         "Llama 4 forgets a row's padding",
         "verifiers/llama4.py",
-        "            _padding(sequence) + sequence.committed + depth\n",
-        "            sequence.committed + depth\n",
+        "            _padding(sequence) + sequence.end + depth\n",
+        "            sequence.end + depth\n",
         "tests/verifiers/test_families.py -k llama4",
     ),
     Bug(
@@ -298,8 +445,8 @@ BUGS = (
     Bug(
         "values that a layer changes are not noticed",
         "specdec/runtime/hook.py",
-        "self._layers.get((id(key), id(value)))",
-        "dict((ids[0], at) for ids, at in self._layers.items()).get(id(key))",
+        "self._pools.get((id(key), id(value)))",
+        "dict((ids[0], at) for ids, at in self._pools.items()).get(id(key))",
         "tests/verifiers/test_unlisted.py",
     ),
     Bug(
@@ -333,8 +480,8 @@ BUGS = (
     # Drafters.
     Bug(
         "the drafter commits the wrong branch",
-        "drafters/text_only.py",
-        "kept.append(state.scratch[child])",
+        "drafters/texts.py",
+        "kept.append(text.scratch[child])",
         "kept.append(len(kept))",
         "tests/drafters",
     ),
@@ -347,10 +494,116 @@ BUGS = (
     ),
     Bug(
         "the drafter says visual tokens",
-        "drafters/text_only.py",
+        "drafters/paged_network.py",
         ".index_fill_(1, self._never, -torch.inf)",
         "",
         "tests/drafters",
+    ),
+    # Drafters that leave out a part of the image.
+    Bug(
+        "drafts do not see their root",
+        "drafters/self_pruned.py",
+        "(1, 0), value=True)",
+        "(1, 0), value=False)",
+        "tests/drafters/test_self_pruned.py -k branches",
+    ),
+    Bug(
+        "what is left out closes positions up",
+        "specdec/cache/sequence.py",
+        "return self.committed + self.left_out",
+        "return self.committed",
+        "tests/drafters/test_self_pruned.py -k masked",
+    ),
+    Bug(
+        "windows count what is left",
+        "specdec/runtime/hook.py",
+        "if all(sequence.places is None for sequence, *_ in self.rows):",
+        "if True:",
+        "tests/drafters/test_self_pruned.py -k masked",
+    ),
+    Bug(
+        "windows of prompts count what is left",
+        "specdec/runtime/hook.py",
+        "if forward is not None and forward.places is not None:",
+        "if False:",
+        "tests/drafters/test_vision_pruned.py -k masked",
+    ),
+    Bug(
+        "pages with words are left out",
+        "drafters/selection.py",
+        "else -(-(lead + run.start) // page_size)",
+        "else (lead + run.start) // page_size",
+        "tests/drafters/test_selection.py",
+    ),
+    Bug(
+        "an image is lost",
+        "drafters/selection.py",
+        "math.ceil(ratio * len(run)), share_uniform)",
+        "math.floor(ratio * len(run)), share_uniform)",
+        "tests/drafters/test_selection.py",
+    ),
+    Bug(
+        "the lower layers look",
+        "specdec/runtime/gaze.py",
+        "return self._seen > self._skipped",
+        "return self._seen <= self._counted",
+        "tests/verifiers/test_gaze.py",
+    ),
+    Bug(
+        "another node looks",
+        "specdec/runtime/hook.py",
+        "node = start + watched",
+        "node = start + count - 1",
+        "tests/verifiers/test_gaze.py",
+    ),
+    Bug(
+        "gaze beyond the window",
+        "specdec/runtime/hook.py",
+        "seen = within(first, node, length, key.device)",
+        "seen = None",
+        "tests/verifiers/test_gaze.py",
+    ),
+    Bug(
+        "the choice is never made again",
+        "drafters/self_pruned.py",
+        "if choice is None or choice.gaze is not request.gaze:",
+        "if choice is None:",
+        "tests/drafters/test_self_pruned.py -k again",
+    ),
+    Bug(
+        "borrowed pages are kept",
+        "drafters/self_pruned.py",
+        "                paged.kv.free(sequence)\n",
+        "                pass\n",
+        "tests/drafters/test_self_pruned.py -k llava",
+    ),
+    Bug(
+        "skipped layers stay skipped",
+        "specdec/runtime/bypass.py",
+        '            del instance["forward"]\n',
+        "            pass\n",
+        "tests/drafters/test_self_pruned.py -k Skipping",
+    ),
+    Bug(
+        "other threads miss skipped layers",
+        "specdec/runtime/bypass.py",
+        "if hook.CURRENT.get() is None:",
+        "if False:",
+        "tests/drafters/test_self_pruned.py -k threads",
+    ),
+    Bug(
+        "features of other visual tokens",
+        "specdec/runtime/text_tower.py",
+        "return features[number[row, columns][mask[row, columns]]]",
+        "return features[: int(mask[row, columns].sum())]",
+        "tests/drafters/test_vision_pruned.py -k qwen3_vl",
+    ),
+    Bug(
+        "a small model's positions close up",
+        "drafters/vision_pruned.py",
+        "offset=last + 1 - whole",
+        "offset=last + 1 - len(places)",
+        "tests/drafters/test_vision_pruned.py -k masked",
     ),
     # Acceptance.
     Bug(

@@ -35,7 +35,7 @@ def test_version() -> None:
 
 @pytest.mark.parametrize(
     "command",
-    ["demo", "generate", "audit", "doctor", "distill", "train-probe", "calibrate"],
+    ["demo", "generate", "audit", "doctor", "distill", "train-probe", "calibrate", "export"],
 )
 def test_every_command_has_help(command: str) -> None:
     result = CliRunner().invoke(cli.app, [command, "--help"])

@@ -182,7 +182,7 @@ def test_trained_estimators_are_found_and_read_their_own_node(name: str) -> None
     ids = inputs.pop("input_ids")
     said = tuple(entry.token for entry in ledger[:-1])
     with torch.no_grad():
-        (handle,), _, _ = verifier.prefill(Prompt(ids, (0,), inputs), room=256)
+        (handle,) = verifier.prefill(Prompt(ids, (0,), inputs), room=256).handles
         verified = verifier.verify([handle], [DraftTree(chain(len(said) - 1), said)])
     estimator = specdec.load_reliance(demo.ASSETS / "lvlm" / "reliance", name)  # type: ignore[arg-type]
     values = estimator.values(Evidence(verified.hidden, verified.visual_mass)).tolist()

@@ -1,39 +1,41 @@
-"""A verifier's own answers as shards of token ids: what a drafter is distilled from.
+"""A verifier answers prompts itself, through the engine: what a drafter is distilled from.
 
-A shard is one batch of prompts, asked at one temperature. It appears under its name only when it is
-complete, so a run that was cut off goes on with the first shard that is missing, and the shards are
-the same as without the interruption. Knows nothing of drafters.
+An answer is a function of the prompts, the seed and the number of its shard, so a run that was cut
+off goes on with the first shard that is missing, and the shards are the same as without the
+interruption. Knows nothing of drafters.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from itertools import count
 from typing import Any, NamedTuple
 
 import torch
-from safetensors import safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 from transformers import LogitsProcessor, LogitsProcessorList, PreTrainedModel
 
-from specdec.training.prompts import Asked, Asking, Prompts, model_inputs
+import specdec
+from specdec.training.prompts import (
+    Asked,
+    Asking,
+    Prompts,
+    answer_key,
+    content,
+    model_inputs,
+)
+from specdec.training.shards import Answer, AnswerShards
+from specdec.training.skipped import Skipped, first_of
 from specdec.verifiers.spec import read_spec
 
 
-class Example(NamedTuple):
-    """An answer as a drafter sees it: A tokens behind a prompt without visual tokens.
+class Answered(NamedTuple):
+    """The answers to a batch of prompts, and what was left out of it."""
 
-    ``tokens``: int64 ``(P + A,)``; ``top_ids`` int64 and ``top_p`` fp32 ``(A, K)``: the verifier's
-    K most probable tokens at each place of the answer, most probable first, at temperature 1.
-    """
-
-    tokens: Tensor
-    prompt_length: int
-    top_ids: Tensor
-    top_p: Tensor
+    answers: list[Answer]
+    skipped: list[Skipped]
 
 
 @dataclass(frozen=True)
@@ -43,148 +45,231 @@ class Teacher:
     Attributes:
         model: the verifier.
         processor: its processor.
-        max_new_tokens: longest answer.
+        max_new_tokens: longest answer; a longer one is cut there.
         top: how many of its probabilities are kept at each place.
+        max_length: most tokens of a prompt and its longest answer together; ``None`` is as many as
+            the model has positions for.
     """
 
     model: PreTrainedModel
     processor: Any  # a transformers processor; their classes share no useful base
     max_new_tokens: int = 160
     top: int = 8
+    max_length: int | None = None
 
     def inputs(self, asked: Sequence[Asked]) -> Mapping[str, Any]:
-        """What ``model.generate`` takes, padded on the left."""
-        return model_inputs(self.model, self.processor, asked)
+        """What ``model.generate`` takes for prompts with equally many images, padded on the left.
 
-    @torch.no_grad()
-    def answer(self, asking: Asking, seed: int) -> list[Example]:
-        """Answer a batch; ``seed`` settles what is sampled."""
-        inputs, recorder = self.inputs(asking.asked), _Recorder(self.top)
-        # Any: generate comes from a mixin that PreTrainedModel does not declare.
-        model: Any = self.model
+        Raises:
+            ValueError: prompts and verifier do not go together; the message names both.
+        """
+        sides = f"{read_spec(self.model).name} and prompts such as {asked[0].where or 'the first'}"
+        images = len(asked[0].images)
+        try:
+            inputs = model_inputs(self.model, self.processor, asked)
+        except Exception as error:  # whatever a processor or its template raises
+            name = type(self.processor).__name__
+            raise ValueError(f"{sides} ({images} images): {name} refuses: {error}") from error
+        spec = read_spec(self.model)
+        ids = inputs["input_ids"]
+        visual = torch.tensor(sorted(spec.visual_token_ids), dtype=torch.long, device=ids.device)
+        seen = torch.isin(ids, visual)
+        if (largest := int(ids[~seen].max())) >= spec.vocab_size:
+            raise ValueError(
+                f"{sides}: the processor's tokens go up to {largest}, the verifier has a "
+                f"vocabulary of {spec.vocab_size}"
+            )
+        if images and not seen.any(-1).all():
+            raise ValueError(
+                f"{sides}: there are {images} images, but the prompt as the processor has it holds "
+                f"none of the verifier's visual tokens {visual.tolist()}"
+            )
+        return inputs
+
+    def check(self, prompts: Prompts) -> None:
+        """Try one prompt of each kind.
+
+        Raises:
+            ValueError: prompts and verifier do not go together; the message names both.
+        """
+        for asked in prompts.kinds():
+            inputs = self.inputs([asked])
+            if inputs["input_ids"].shape[1] + self.max_new_tokens > self._room:
+                continue  # too long a prompt is left out, whatever its kind
+            try:
+                specdec.generate(self.model, **inputs, do_sample=False, max_new_tokens=1)
+            except (ValueError, RuntimeError, IndexError) as error:
+                raise ValueError(
+                    f"{read_spec(self.model).name} cannot read prompts such as "
+                    f"{asked.where or 'the first'}, with {len(asked.images)} images: {error}"
+                ) from error
+
+    def answer(self, asking: Asking, seed: int) -> Answered:
+        """Answer a batch; ``seed`` settles what is sampled.
+
+        Raises:
+            ValueError: see :meth:`inputs`.
+        """
+        asked, inputs, skipped = self._usable(asking.asked)
+        answers: list[Answer] = []
+        if not asked:
+            return Answered(answers, skipped)
         how: dict[str, Any] = {"do_sample": False}
         if asking.temperature > 0:
             how = {"do_sample": True, "temperature": asking.temperature, "top_k": 0, "top_p": 1.0}
-        with torch.random.fork_rng():
-            torch.manual_seed(seed)
-            rows = model.generate(
-                **inputs,
-                **how,
-                max_new_tokens=self.max_new_tokens,
-                logits_processor=LogitsProcessorList([recorder]),
-            ).cpu()
-        padded = inputs["input_ids"].shape[1]
-        visual, eos = _special_ids(self.model)
-        mask = inputs["attention_mask"].bool().cpu()
-        top_ids, top_p = torch.stack(recorder.ids, 1), torch.stack(recorder.p, 1)  # (B, A, K)
-        examples = []
-        for row, real, ids, p in zip(rows, mask, top_ids, top_p, strict=True):
-            prompt = row[:padded][real]
-            prompt = prompt[~torch.isin(prompt, visual)]
-            answer = row[padded:]
-            ends = torch.isin(answer, eos).nonzero()
-            length = int(ends[0]) + 1 if len(ends) else len(answer)
-            tokens = torch.cat([prompt, answer[:length]])
-            examples.append(Example(tokens, len(prompt), ids[:length], p[:length]))
-        return examples
+        recorder = _Recorder(self.top)
+        # No verifier is kept for the next batch: what one finds in its cache changes sums a little,
+        # and with them, now and then, an answer.
+        rows = specdec.generate(
+            self.model,
+            **inputs,
+            **how,
+            generator=torch.Generator().manual_seed(seed),
+            max_new_tokens=self.max_new_tokens,
+            logits_processor=LogitsProcessorList([recorder]),
+        ).cpu()
+        padded, mask = inputs["input_ids"].shape[1], inputs["attention_mask"].bool().cpu()
+        spec = read_spec(self.model)
+        for each, row, real, record in zip(asked, rows, mask, recorder.rows, strict=True):
+            prompt, said = row[:padded][real], row[padded:][: len(record.ids)].tolist()
+            if not set(said) - spec.eos_token_ids:
+                skipped.append(Skipped(each.where, "the answer is empty"))
+            elif not spec.visual_token_ids.isdisjoint(said):
+                skipped.append(Skipped(each.where, "the answer holds a visual token"))
+            else:
+                tokens = torch.cat([prompt, torch.tensor(said)])
+                key = answer_key(each, asking.temperature)
+                ids, p = torch.stack(record.ids), torch.stack(record.p)
+                answer = Answer(key, each, asking.temperature, tokens, len(prompt), ids, p)
+                answers.append(answer)
+        return Answered(answers, skipped)
 
+    @property
+    def _room(self) -> int:
+        if self.max_length is not None:
+            return self.max_length
+        return int(self.model.config.get_text_config(decoder=True).max_position_embeddings)
 
-class Shards:
-    """The answers in a folder.
+    def _usable(
+        self, asked: Sequence[Asked]
+    ) -> tuple[list[Asked], Mapping[str, Any], list[Skipped]]:
+        """Those that the processor takes and that leave room for an answer, with their inputs."""
+        usable, skipped = list(asked), list[Skipped]()
+        if not usable:
+            return usable, {}, skipped
+        try:
+            inputs = self.inputs(usable)
+        except ValueError:
+            usable, skipped = self._taken_alone(asked)
+            if not usable:
+                raise  # not one prompt, but all of them
+            inputs = self.inputs(usable)
+        lengths = inputs["attention_mask"].sum(-1).tolist()
+        most = self._room - self.max_new_tokens
+        for each, length in zip(usable, lengths, strict=True):
+            if length > most:
+                why = f"the prompt has {length} tokens, at most {most} leave room for an answer"
+                skipped.append(Skipped(each.where, why))
+        short = [each for each, length in zip(usable, lengths, strict=True) if length <= most]
+        if short and len(short) < len(usable):
+            inputs = self.inputs(short)
+        return short, inputs, skipped
 
-    Args:
-        folder: created when the first shard is written.
-    """
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-
-    def path(self, index: int) -> Path:
-        """The file of the shard of this number."""
-        return self.folder / f"answers-{index:05d}.safetensors"
-
-    def write(self, index: int, examples: Sequence[Example], seconds: float) -> None:
-        """Keep a batch that took ``seconds`` to answer."""
-        self.folder.mkdir(parents=True, exist_ok=True)
-        tensors = {
-            "tokens": torch.cat([e.tokens for e in examples]).int(),
-            "lengths": torch.tensor([len(e.tokens) for e in examples]),
-            "prompt_lengths": torch.tensor([e.prompt_length for e in examples]),
-            "top_ids": torch.cat([e.top_ids for e in examples]).int(),
-            "top_p": torch.cat([e.top_p for e in examples]).half(),
-        }
-        unfinished = self.path(index).with_suffix(".tmp")
-        save_file(tensors, unfinished, {"seconds": repr(seconds)})
-        unfinished.replace(self.path(index))
-
-    def read(self) -> tuple[list[Example], float]:
-        """All answers, and the seconds that they took."""
-        examples, seconds = list[Example](), 0.0
-        for path in sorted(self.folder.glob("answers-*.safetensors")):
-            with safe_open(path, "pt") as file:
-                seconds += float(file.metadata()["seconds"])
-                part = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  # no dict
-            lengths, prompts = part["lengths"].tolist(), part["prompt_lengths"].tolist()
-            told = [length - prompt for length, prompt in zip(lengths, prompts, strict=True)]
-            examples += map(
-                Example,
-                part["tokens"].long().split(lengths),
-                prompts,
-                part["top_ids"].long().split(told),
-                part["top_p"].float().split(told),
-            )
-        return examples, seconds
+    def _taken_alone(self, asked: Sequence[Asked]) -> tuple[list[Asked], list[Skipped]]:
+        usable, skipped = list[Asked](), list[Skipped]()
+        for each in asked:
+            try:
+                self.inputs([each])
+                usable.append(each)
+            except ValueError as error:
+                skipped.append(Skipped(each.where, str(error)))
+        return usable, skipped
 
 
 def collect(
     teacher: Teacher,
     prompts: Prompts,
-    shards: Shards,
+    shards: AnswerShards,
     *,
     wanted: int,
     batch: int,
     minutes: float,
     seed: int = 0,
+    avoid: Collection[Asked] = (),
 ) -> Iterator[tuple[int, float]]:
     """Answer until ``wanted`` answers are there or ``minutes`` are spent, earlier runs included.
 
+    The same prompt about the same pixels is answered once at each temperature.
+
+    Args:
+        avoid: prompts that are not to be answered, such as those that are held out.
+
     Yields:
         after every shard the number of answers and the minutes spent.
+
+    Raises:
+        ValueError: there is not a single answer, for want of usable prompts.
     """
-    examples, seconds = shards.read()
-    count, index = len(examples), 0
-    while count < wanted and seconds < 60 * minutes:
-        while shards.path(index).exists():
-            index += 1
+    held_out = {content(each) for each in avoid}
+    total, seconds, known = len(shards), shards.seconds, set[str]()
+    for index in count():
+        if shards.path(index).exists():
+            # Only what earlier shards hold: a resumed run must know what an uninterrupted one does.
+            known |= set(shards.facts(index).keys)
+            continue
+        if total >= wanted or seconds >= 60 * minutes:
+            return
         began = time.perf_counter()
         asking = prompts.batch(index, batch)
         if asking is None:
-            return
-        answered = teacher.answer(asking, seed + index)
+            break
+        fresh = dict[str, Asked]()
+        for each in asking.asked:
+            if content(each) not in held_out:
+                fresh.setdefault(answer_key(each, asking.temperature), each)
+        asked = [each for key, each in fresh.items() if key not in known]
+        answers, skipped = teacher.answer(asking._replace(asked=asked), seed + index)
         took = time.perf_counter() - began
-        shards.write(index, answered, took)
-        count, seconds = count + len(answered), seconds + took
-        yield count, seconds / 60
+        shards.write(index, answers, took, [*asking.skipped, *skipped])
+        known |= {answer.key for answer in answers}
+        total, seconds = total + len(answers), seconds + took
+        yield total, seconds / 60
+    if total == 0:
+        why = first_of([*prompts.skipped, *shards.skipped])
+        raise ValueError(f"no prompt has an answer to learn from{why}")
 
 
-class _Recorder(LogitsProcessor):
-    """Notes the most probable tokens and changes nothing. transformers calls it before any
-    temperature is applied.
-    """
+class _Record:
+    """What was recorded of one row: per token its ids and probabilities, ``(K,)`` each."""
 
-    def __init__(self, top: int) -> None:
-        self.top = top
+    def __init__(self) -> None:
         self.ids: list[Tensor] = []
         self.p: list[Tensor] = []
 
+
+class _Recorder(LogitsProcessor):
+    """Notes the most probable tokens and changes nothing. transformers puts it before what applies
+    a temperature; the engine asks it for one row, or a fork of it for each.
+    """
+
+    def __init__(self, top: int) -> None:
+        self._top = top
+        self._own = _Record()
+        self._forks: list[_Record] = []
+
+    @property
+    def rows(self) -> list[_Record]:
+        """The rows' records, in order."""
+        return self._forks or [self._own]
+
+    def fork(self) -> _Recorder:
+        """The recorder of the next row."""
+        fork = _Recorder(self._top)
+        self._forks.append(fork._own)
+        return fork
+
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
-        p, ids = scores.float().softmax(-1).topk(min(self.top, scores.shape[-1]))
-        self.ids.append(ids.cpu())
-        self.p.append(p.cpu())
+        p, ids = scores[0].float().softmax(-1).topk(min(self._top, scores.shape[-1]))
+        self._own.ids.append(ids.cpu())
+        self._own.p.append(p.cpu())
         return scores
-
-
-def _special_ids(model: PreTrainedModel) -> tuple[Tensor, Tensor]:
-    """Ids of visual placeholders, and of tokens that end an answer."""
-    spec = read_spec(model)
-    return torch.tensor(sorted(spec.visual_token_ids)), torch.tensor(sorted(spec.eos_token_ids))

@@ -136,7 +136,7 @@ def read(
             trees = [DraftTree(chain(len(part) - 1), tuple(part)) for part in fed if part]
             grown = [handle for handle, part in zip(handles, fed, strict=True) if part]
             verified = verifier.verify(grown, trees) if grown else Verified(first[:0], ())
-            logits, masses, hidden, _ = verified
+            logits, masses, hidden = verified.logits, verified.visual_mass, verified.hidden
             mass = torch.cat(list(masses), dim=1) if masses else None
             counts = [len(part) for part in fed]
             parts = [

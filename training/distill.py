@@ -93,25 +93,38 @@ def run(plan: Plan, out: Path, *, resume: bool = False) -> dict[str, Any]:
     """
     from specdec.drafters.loading import save_drafter
     from specdec.training import answers, student
+    from specdec.training.examples import Examples, without_visual
+    from specdec.training.shards import AnswerShards
+    from specdec.training.skipped import write_skipped
+    from specdec.training.sources import open_prompts
+    from specdec.verifiers.spec import read_spec
 
     work, say = out / "unfinished", _Voice()
     _claim(plan, out, work, resume)
-    teacher, prompts = _teacher(plan), _prompts(plan)
+    teacher, prompts = _teacher(plan), open_prompts(plan.data, tasks=plan.tasks)
     _check_embedded(plan, teacher)
-    shards = answers.Shards(work / "answers")
+    teacher.check(prompts)
+    shards = AnswerShards(work / "answers")
     allowed = ANSWERING * plan.minutes
-    for count, spent in answers.collect(
-        teacher,
-        prompts,
-        shards,
-        wanted=plan.answers,
-        batch=plan.asking,
-        minutes=allowed,
-        seed=plan.recipe.seed,
-    ):
-        left = min(allowed, spent * plan.answers / count) - spent
-        say(f"answers {count} of {plan.answers}, {spent:.1f} min, at most {max(left, 0):.1f} left")
-    examples, seconds = shards.read()
+    try:
+        for count, spent in answers.collect(
+            teacher,
+            prompts,
+            shards,
+            wanted=plan.answers,
+            batch=plan.asking,
+            minutes=allowed,
+            seed=plan.recipe.seed,
+            avoid=prompts.held_out(plan.held_out),
+        ):
+            left = min(allowed, spent * plan.answers / max(count, 1)) - spent
+            say(f"answers {count} of {plan.answers}, {spent:.1f} min, {max(left, 0):.1f} left")
+    finally:
+        skipped = write_skipped(work / "skipped.jsonl", [*prompts.skipped, *shards.skipped])
+    if skipped:
+        say(f"{skipped} left out: see {work / 'skipped.jsonl'}", always=True)
+    seconds, visual = shards.seconds, read_spec(teacher.model).visual_token_ids
+    examples = [without_visual(example) for example in Examples(shards, visual)]
     tokens = sum(len(e.top_ids) for e in examples)
     say(f"{len(examples)} answers of {tokens} tokens in {seconds / 60:.1f} min", always=True)
 
@@ -224,12 +237,6 @@ def _teacher(plan: Plan) -> Teacher:
     except (OSError, ValueError) as error:
         raise ValueError(f"no verifier could be loaded from {plan.verifier}: {error}") from error
     return Teacher(model.eval(), processor, plan.max_new_tokens)
-
-
-def _prompts(plan: Plan) -> Prompts:
-    from specdec.training.prompts import EmbeddedPrompts, FolderPrompts
-
-    return FolderPrompts(Path(plan.data)) if plan.data is not None else EmbeddedPrompts(plan.tasks)
 
 
 def _check_embedded(plan: Plan, teacher: Teacher) -> None:

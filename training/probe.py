@@ -93,6 +93,8 @@ def run(plan: Plan, out: Path) -> dict[str, Any]:  # Any: JSON values
         return join(parts)
 
     held_out = read("held-out", _held_out(prompts, plan), float("inf"), plan.seed + 1_000_000)
+    for each in prompts.skipped:
+        print(f"left out: {each.where}: {each.why}", flush=True)
     every = read("training", _training(prompts, plan), plan.minutes, plan.seed)
     trained = estimators.train(every, plan.seed)
     facts = {
@@ -178,7 +180,8 @@ def _reader(plan: Plan, loaded: Demo) -> Reader:
 
 
 def _prompts(plan: Plan) -> Prompts:
-    from specdec.training.prompts import EmbeddedPrompts, FolderPrompts
+    from specdec.training.prompts import EmbeddedPrompts
+    from specdec.training.sources import FolderPrompts
 
     if plan.prompts is not None:
         return FolderPrompts(Path(plan.prompts))
@@ -193,6 +196,8 @@ def _training(prompts: Prompts, plan: Plan) -> Iterator[Asking]:
         asking = prompts.batch(index, plan.batch)
         if asking is None:
             return
+        for each in asking.skipped:
+            print(f"left out: {each.where}: {each.why}", flush=True)
         yield asking
         asked, index = asked + len(asking.asked), index + 1
 

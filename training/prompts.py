@@ -1,21 +1,25 @@
-"""Prompts to answer, batch by batch: the embedded model's generator, or a user's folder.
+"""Prompts to answer, batch by batch, and what of them cannot be used.
 
-Knows nothing of who answers, or what for.
+Where users' own prompts come from is `training.sources`. Knows nothing of who answers, or what
+for.
 """
 
 from __future__ import annotations
 
+import hashlib
+import io
 import json
-import zlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
 from PIL import Image
 from transformers import PreTrainedModel
 
-HELD_OUT_SHARE = 10  # of a user's own prompts, one in ten is kept for measuring
+from specdec.training.skipped import Skipped
+
 TEMPERATURES = (0.0, 1.0, 0.0, 0.7)  # of successive batches
+AT_LENGTH = "Answer in detail, at length."
 
 
 class Asked(NamedTuple):
@@ -23,12 +27,42 @@ class Asked(NamedTuple):
 
     ``messages`` is in the form that ``processor.apply_chat_template`` takes, its images named but
     not contained; they are ``images``, in order. ``task``: what kind of question it is, if that is
-    known.
+    known. ``sources``: where each image can be read again, a file's path or its encoded bytes;
+    empty if they were made here. ``where``: what to call the prompt in a message.
     """
 
     messages: list[dict[str, Any]]  # Any: transformers' chat form
     images: list[Image.Image]
     task: str = ""
+    sources: Sequence[str | bytes] = ()
+    where: str = ""
+
+
+class Asking(NamedTuple):
+    """Prompts to be answered together, with equally many images each; and what could not be read
+    of those that belong to them.
+    """
+
+    asked: list[Asked]
+    temperature: float
+    skipped: Sequence[Skipped] = ()
+
+
+class Prompts(Protocol):
+    """Where prompts come from."""
+
+    @property
+    def skipped(self) -> Sequence[Skipped]:
+        """What was left out so far: of what was read at the beginning, and of what is held out."""
+
+    def batch(self, index: int, size: int) -> Asking | None:
+        """The batch of this number, always the same; ``None`` behind the last one."""
+
+    def held_out(self, count: int) -> list[Asked]:
+        """Up to ``count`` prompts that no batch holds."""
+
+    def kinds(self) -> list[Asked]:
+        """One prompt of each kind, to see whether a verifier takes it."""
 
 
 def model_inputs(
@@ -55,23 +89,6 @@ def model_inputs(
     return inputs
 
 
-class Asking(NamedTuple):
-    """Prompts to be answered together, with equally many images each."""
-
-    asked: list[Asked]
-    temperature: float
-
-
-class Prompts(Protocol):
-    """Where prompts come from."""
-
-    def batch(self, index: int, size: int) -> Asking | None:
-        """The batch of this number, always the same; ``None`` behind the last one."""
-
-    def held_out(self, count: int) -> list[Asked]:
-        """Up to ``count`` prompts that no batch holds."""
-
-
 class EmbeddedPrompts:
     """Prompts of the embedded LVLM: its generator's training split, without end.
 
@@ -84,6 +101,8 @@ class EmbeddedPrompts:
         ValueError: an unknown task.
     """
 
+    skipped: Sequence[Skipped] = ()
+
     def __init__(self, tasks: Sequence[str] = ()) -> None:
         from specdec.training import dialogues, target
 
@@ -93,66 +112,88 @@ class EmbeddedPrompts:
         self.tasks = tuple(tasks) or target.SHIPPED
 
     def batch(self, index: int, size: int) -> Asking:
+        """See :class:`Prompts`."""
         from specdec.training import target
 
         turn, place = divmod(index, len(self.tasks))
         task, temperature = self.tasks[place], TEMPERATURES[turn % len(TEMPERATURES)]
         made = target.training_split(size, seed=index + 1, tasks=(task,))
-        return Asking([Asked(s.messages, s.images, s.task) for s in made], temperature)
+        asked = [
+            Asked(s.messages, s.images, s.task, where=f"generator, {task} {index}.{i}")
+            for i, s in enumerate(made)
+        ]
+        return Asking(asked, temperature)
 
     def held_out(self, count: int) -> list[Asked]:
+        """See :class:`Prompts`."""
         from specdec.training import target
 
         made = target.held_out(count, 1, self.tasks)
         return [Asked(s.messages, s.images, s.task) for s in made]
 
+    def kinds(self) -> list[Asked]:
+        """See :class:`Prompts`: one of each task."""
+        return [self.batch(place, 1).asked[0] for place in range(len(self.tasks))]
 
-class FolderPrompts:
-    """Prompts from a folder: images, and ``*.jsonl`` with ``{"image": file, "prompt": text}`` or
-    ``{"images": [file, …], "prompt": text}`` a line.
 
-    All prompts are asked once at each temperature in turn. One prompt in ten, chosen by a checksum,
-    is held out.
+class AtLength:
+    """The same prompts, with a request to answer at length behind each.
 
-    Raises:
-        ValueError: no prompts there, or a line that is none; the message names file and line.
+    Args:
+        prompts: the prompts.
+        suffix: what is added to the text of the user's last turn.
     """
 
-    def __init__(self, folder: Path) -> None:
-        self._rows: list[tuple[str, list[Path]]] = []
-        self._held_out: list[tuple[str, list[Path]]] = []
-        for file in sorted(folder.glob("*.jsonl")):
-            for number, line in enumerate(file.read_text().splitlines(), start=1):
-                if line.strip():
-                    row = read_row(line, folder, f"{file} line {number}")
-                    chosen = zlib.crc32(line.encode()) % HELD_OUT_SHARE == 0
-                    (self._held_out if chosen else self._rows).append(row)
-        if not self._rows or not self._held_out:
-            raise ValueError(
-                f"{folder}: {len(self._rows)} prompts to learn from and {len(self._held_out)} held "
-                "out in its *.jsonl files; add prompts until there are some of both"
-            )
-        self._rows.sort(key=lambda row: len(row[1]))
+    def __init__(self, prompts: Prompts, suffix: str = AT_LENGTH) -> None:
+        self._prompts = prompts
+        self._suffix = suffix
+
+    @property
+    def skipped(self) -> Sequence[Skipped]:
+        """See :class:`Prompts`."""
+        return self._prompts.skipped
 
     def batch(self, index: int, size: int) -> Asking | None:
-        """See :class:`Prompts`. A batch may be smaller: its prompts have equally many images."""
-        chunks = list(self._chunks(size))
-        turn, place = divmod(index, len(chunks))
-        temperatures = tuple(dict.fromkeys(TEMPERATURES))
-        if turn == len(temperatures):
-            return None
-        return Asking([open_row(row) for row in chunks[place]], temperatures[turn])
+        """See :class:`Prompts`."""
+        asking = self._prompts.batch(index, size)
+        return asking and asking._replace(asked=self._longer(asking.asked))
 
     def held_out(self, count: int) -> list[Asked]:
-        return [open_row(row) for row in self._held_out[:count]]
+        """See :class:`Prompts`."""
+        return self._longer(self._prompts.held_out(count))
 
-    def _chunks(self, size: int) -> Iterator[list[tuple[str, list[Path]]]]:
-        start = 0
-        for end in range(1, len(self._rows) + 1):
-            full = end - start == size or end == len(self._rows)
-            if full or len(self._rows[end][1]) != len(self._rows[start][1]):
-                yield self._rows[start:end]
-                start = end
+    def kinds(self) -> list[Asked]:
+        """See :class:`Prompts`."""
+        return self._longer(self._prompts.kinds())
+
+    def _longer(self, asked: Iterable[Asked]) -> list[Asked]:
+        return [each._replace(messages=self._extended(each.messages)) for each in asked]
+
+    def _extended(self, messages: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        *before, last = messages
+        *parts, text = last["content"]
+        if text["type"] != "text":  # the images come last
+            return [*before, last | {"content": [*parts, text, _text(self._suffix)]}]
+        longer = _text(f"{text['text']} {self._suffix}")
+        return [*before, last | {"content": [*parts, longer]}]
+
+
+def _text(text: str) -> dict[str, str]:
+    return {"type": "text", "text": text}
+
+
+def content(asked: Asked) -> str:
+    """Hex digest of a prompt's messages and pixels, whatever its files are called."""
+    digest = hashlib.sha256(json.dumps(asked.messages, sort_keys=True).encode())
+    for image in asked.images:
+        digest.update(f"{image.mode} {image.size}".encode())
+        digest.update(image.tobytes())
+    return digest.hexdigest()
+
+
+def answer_key(asked: Asked, temperature: float) -> str:
+    """Hex digest of what an answer is an answer to: :func:`content` and temperature."""
+    return hashlib.sha256(f"{content(asked)} {temperature!r}".encode()).hexdigest()[:32]
 
 
 def read_row(line: str, folder: Path, where: str) -> tuple[str, list[Path]]:
@@ -164,12 +205,14 @@ def read_row(line: str, folder: Path, where: str) -> tuple[str, list[Path]]:
     try:
         row = json.loads(line)
         names = row["images"] if "images" in row else [row["image"]]
-        prompt, images = str(row["prompt"]), [folder / name for name in names]
+        prompt, images = row["prompt"], [folder / name for name in names]
     except (json.JSONDecodeError, KeyError, TypeError) as error:
         raise ValueError(
             f'{where}: expected {{"image": file, "prompt": text}} or {{"images": [file, …], '
             f'"prompt": text}}: {error!r}'
         ) from error
+    if not isinstance(prompt, str) or not prompt.strip():
+        raise ValueError(f"{where}: the prompt is empty or no text: {prompt!r}")
     for image in images:
         if not image.is_file():
             raise ValueError(f"{where}: there is no image {image}")
@@ -177,11 +220,36 @@ def read_row(line: str, folder: Path, where: str) -> tuple[str, list[Path]]:
 
 
 def open_row(row: tuple[str, list[Path]]) -> Asked:
-    """The prompt with its images."""
+    """The prompt with its images.
+
+    Raises:
+        ValueError: an image cannot be read.
+    """
     prompt, files = row
-    parts = [*({"type": "image"} for _ in files), {"type": "text", "text": prompt}]
-    images = []
-    for file in files:
-        with Image.open(file) as image:
-            images.append(image.convert("RGB"))
-    return Asked([{"role": "user", "content": parts}], images)
+    sources = [str(file.resolve()) for file in files]
+    return with_images(prompt, sources)
+
+
+def with_images(prompt: str, sources: Sequence[str | bytes], where: str = "") -> Asked:
+    """A prompt behind its images.
+
+    Raises:
+        ValueError: an image cannot be read.
+    """
+    parts = [*({"type": "image"} for _ in sources), _text(prompt)]
+    images = [open_image(source) for source in sources]
+    return Asked([{"role": "user", "content": parts}], images, sources=sources, where=where)
+
+
+def open_image(source: str | bytes) -> Image.Image:
+    """The RGB image of a file, or of its encoded bytes.
+
+    Raises:
+        ValueError: it cannot be read.
+    """
+    name = source if isinstance(source, str) else f"of {len(source)} bytes"
+    try:
+        with Image.open(source if isinstance(source, str) else io.BytesIO(source)) as image:
+            return image.convert("RGB")
+    except Exception as error:  # whatever a decoder raises over broken bytes
+        raise ValueError(f"image {name} cannot be read: {error}") from error

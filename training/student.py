@@ -20,7 +20,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel
 
-from specdec.training.answers import Example
+from specdec.training.examples import Example
 
 WINDOW = 16  # batches that are sorted by length together
 WARMUP = 0.03  # share of the training

@@ -15,7 +15,8 @@ from torch import Tensor
 from transformers import PretrainedConfig
 
 from specdec.cache import SequenceKV
-from specdec.runtime.hook import CURRENT, PagedCache, TreeForward
+from specdec.runtime.hook import CURRENT, TreeForward
+from specdec.runtime.paged_cache import PagedCache
 
 
 class Llama4Cache(PagedCache):
@@ -41,8 +42,8 @@ class Llama4Cache(PagedCache):
         if layer_idx is None or not isinstance(forward, TreeForward):
             return super().get_seq_length()
         places = [
-            _padding(sequence) + sequence.committed + depth
-            for sequence, count, _ in forward.rows
+            _padding(sequence) + sequence.end + depth
+            for sequence, count, *_ in forward.rows
             for depth in sequence.scratch_depths[-count:]
         ]
         before = [place - index for index, place in enumerate(places)]

@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 from transformers import PretrainedConfig
 
-from specdec.runtime.hook import PagedCache
+from specdec.runtime.paged_cache import PagedCache
 from specdec.verifiers.llama4 import Llama4Cache
 
 

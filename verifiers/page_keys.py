@@ -56,6 +56,12 @@ def prompt_keys(
     ]
 
 
+def lead(tokens: Sequence[int], visual: frozenset[int], page_size: int) -> int:
+    """Slots of a text's first page to leave unused, so that its last visual token ends a page."""
+    places = [place for place, token in enumerate(tokens) if token in visual]
+    return -(places[-1] + 1) % page_size if places else 0
+
+
 def root(padding: int) -> bytes:
     """What stands before the first page of a row where its padding matters."""
     return b"" if padding == 0 else padding.to_bytes(8, "little")

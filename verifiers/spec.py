@@ -6,7 +6,8 @@ from transformers import PreTrainedModel
 from transformers.cache_utils import get_layer_types_and_kwargs
 
 from specdec.interfaces import VerifierSpec
-from specdec.runtime.hook import RECURRENT
+from specdec.runtime import Kinds, visual_token_ids
+from specdec.runtime.paged_cache import RECURRENT
 
 # A dummy keeps nothing: it has no attention, or reads the keys of a layer before it.
 SUPPORTED_LAYERS = RECURRENT | {
@@ -21,7 +22,6 @@ _GOES_ON = frozenset(
     {"qwen3_5_text", "qwen3_5_moe_text", "qwen3_next", "lfm2", "olmo_hybrid", "bamba"}
     | {"granitemoehybrid", "nemotron_h"}
 )
-_VISUAL_ID_NAMES = ("image_token_id", "image_token_index", "video_token_id", "video_token_index")
 
 
 def unsupported(model: PreTrainedModel) -> list[str]:
@@ -47,13 +47,13 @@ def read_spec(model: PreTrainedModel) -> VerifierSpec:
     config = model.config
     text = config.get_text_config(decoder=True)
     eos = model.generation_config.eos_token_id if model.generation_config else None
-    visual = (getattr(config, name, None) for name in _VISUAL_ID_NAMES)
     return VerifierSpec(
         name=" ".join(filter(None, (type(model).__name__, config._name_or_path))),
         vocab_size=text.vocab_size,
         hidden_size=text.hidden_size,
         num_layers=text.num_hidden_layers,
-        visual_token_ids=frozenset(token for token in visual if token is not None),
+        visual_token_ids=visual_token_ids(config),
         eos_token_ids=frozenset([eos] if isinstance(eos, int) else eos or ()),
         chains_only=not RECURRENT.isdisjoint(get_layer_types_and_kwargs(text)[0]),
+        keeps_states=bool(Kinds(text)),
     )

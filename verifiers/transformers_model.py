@@ -23,7 +23,7 @@ from specdec.runtime import Kinds, NodeBatch, PagedModel, PrefillRow, Source, St
 from specdec.tree import DraftTree
 from specdec.verifiers.key_transfer import read_row, write_columns
 from specdec.verifiers.overrides import override
-from specdec.verifiers.page_keys import RowKeys, prompt_keys, root
+from specdec.verifiers.page_keys import RowKeys, lead, prompt_keys, root
 from specdec.verifiers.spec import read_spec, unsupported
 
 
@@ -31,12 +31,15 @@ from specdec.verifiers.spec import read_spec, unsupported
 class _Handle:
     """``text``: the committed tokens, ``None`` if not all are known. ``offset``: int64 ``(R,)``,
     what is added to a logical index to get its position. ``tree``: the last one that was verified.
+    ``prompt``: tokens of the prompt. ``steps``: trees verified so far.
     """
 
     sequence: SequenceKV
     text: list[int] | None
     offset: Tensor
     tree: DraftTree | None = None
+    prompt: int = 0
+    steps: int = 0
 
 
 class TransformersVerifier:
@@ -57,6 +60,10 @@ class TransformersVerifier:
         hidden: have :meth:`verify` give the last hidden state behind each node.
         taps: layers whose inputs :meth:`prefill` and :meth:`verify` give, as in
             :class:`specdec.interfaces.Reads`.
+        gaze: have :meth:`prefill` say how much each prompt's last token looked at the others, for
+            drafters that choose among visual tokens. A model that keeps states does not say.
+        gaze_every: have :meth:`verify` say so of the root, whenever it has verified that many trees
+            of a request; 0 is never.
 
     Attributes:
         gives: what :meth:`verify` gives beside logits: those of "visual_mass" and "hidden" that
@@ -79,6 +86,8 @@ class TransformersVerifier:
         visual_mass: bool = False,
         hidden: bool = False,
         taps: Sequence[int] = (),
+        gaze: bool = False,
+        gaze_every: int = 0,
     ) -> None:
         problems = unsupported(model)
         if problems:
@@ -101,8 +110,12 @@ class TransformersVerifier:
         self._paged = (
             StatefulModel(model, kinds, **how)
             if kinds
-            else PagedModel(model, cache=special.cache, flags_visual=visual_mass, **how)
+            else PagedModel(
+                model, cache=special.cache, flags_visual=visual_mass, watches=gaze, **how
+            )
         )
+        self._gaze = gaze and not kinds
+        self._gaze_every = gaze_every if self._gaze else 0
         # Pages hold no states, so what begins alike has nothing to share.
         self.shares = special.shares and not kinds
         self._counts_padding = special.counts_padding
@@ -132,20 +145,19 @@ class TransformersVerifier:
         kv, padding = self._paged.kv, prompt.padding
         chosen = range(len(padding)) if rows is None else rows
         texts = [prompt.input_ids[row, padding[row] :].tolist() for row in chosen]
-        keys = [RowKeys([], 0)] * len(padding)
+        visual = self.spec.visual_token_ids
         if self.shares:
-            keys = prompt_keys(
-                prompt,
-                self.spec.visual_token_ids,
-                kv.page_size,
-                by_padding=self._counts_padding,
-            )
+            keys = prompt_keys(prompt, visual, kv.page_size, by_padding=self._counts_padding)
+        else:
+            rows_of = zip(prompt.input_ids.tolist(), padding, strict=True)
+            keys = [RowKeys([], lead(row[pad:], visual, kv.page_size)) for row, pad in rows_of]
         inputs = self._inputs(prompt)
         last = _last_positions(inputs.get("position_ids"), prompt.input_ids, padding)
         twins = self._twins(texts, [keys[row].pages for row in chosen])
         handles: dict[int, _Handle] = {}
         logits: dict[int, Tensor] = {}
         states: dict[int, Tensor] = {}
+        gaze: dict[int, Tensor | None] = {}
         began = self._paged.seconds
         try:
             for i, (row, text) in enumerate(zip(chosen, texts, strict=True)):
@@ -153,7 +165,8 @@ class TransformersVerifier:
                     sequence = self._begin(text, keys[row], room)
                     if self._counts_padding:
                         sequence.beside = padding[row]
-                    handles[i] = _Handle(sequence, text, last[:, row] + 1 - len(text))
+                    offset = last[:, row] + 1 - len(text)
+                    handles[i] = _Handle(sequence, text, offset, prompt=len(text))
             cached = {i: handle.sequence.committed for i, handle in handles.items()}
             fresh = [i for i, count in cached.items() if count == 0]
             if fresh:
@@ -161,19 +174,17 @@ class TransformersVerifier:
                     PrefillRow(chosen[i], handles[i].sequence, padding[chosen[i]]) for i in fresh
                 ]
                 logits |= zip(fresh, self._paged.prefill(inputs, first), strict=True)
+                gaze |= zip(fresh, self._paged.gaze, strict=True)
                 for i in fresh:
                     if self._paged.states is not None:
                         states[i] = self._paged.states[chosen[i], padding[chosen[i]] :]
-                    visual = [
-                        place
-                        for place, token in enumerate(texts[i])
-                        if token in self.spec.visual_token_ids
-                    ]
-                    kv.flag_visual(handles[i].sequence, visual)
+                    places = [place for place, token in enumerate(texts[i]) if token in visual]
+                    kv.flag_visual(handles[i].sequence, places)
             found = [i for i, count in cached.items() if count > 0]
             if found:
                 behind, read = self._go_on([handles[i] for i in found])
                 logits |= zip(found, behind, strict=True)
+                gaze |= zip(found, self._paged.gaze, strict=True)
                 states |= zip(found, read, strict=bool(read))
         except BaseException:
             for handle in handles.values():
@@ -184,6 +195,7 @@ class TransformersVerifier:
             if twin != i:
                 same = handles[twin]
                 handles[i] = _Handle(kv.fork(same.sequence), list(texts[i]), same.offset)
+                handles[i].prompt = same.prompt
                 handles[i].sequence.beside = same.sequence.beside
                 cached[i] = len(texts[i])
         order = range(len(texts))
@@ -194,6 +206,7 @@ class TransformersVerifier:
             [cached[i] for i in order],
             [states[twins[i]] for i in order] if states else (),
             [_positions(positions, row, padding[row], len(prompt.input_ids[0])) for row in chosen],
+            [gaze[twins[i]] for i in order] if self._gaze else (),
         )
 
     def _take_over(self, ready: Ready, room: int, rows: Sequence[int] | None) -> Prefilled:
@@ -280,12 +293,22 @@ class TransformersVerifier:
                     tree.topology.depths,
                     None if tree.topology.is_chain else tree.topology.ancestors,
                     handle.offset,
+                    self._watched(handle),
                 )
                 for handle, tree in zip(handles, trees, strict=True)
             ]
         )
-        paged = self._paged
-        return Verified(logits, paged.visual_mass, paged.hidden, paged.states)
+        paged, gaze = self._paged, list[Tensor | None]()
+        if self._gaze_every:
+            for handle, looked in zip(handles, paged.gaze, strict=True):
+                handle.steps += 1
+                gaze.append(None if looked is None else looked[: handle.prompt])
+        return Verified(logits, paged.visual_mass, paged.hidden, paged.states, gaze)
+
+    def _watched(self, handle: _Handle) -> int | None:
+        """The node whose gaze is wanted: the root, when it is time."""
+        due = self._gaze_every and (handle.steps + 1) % self._gaze_every == 0
+        return 0 if due and handle.prompt else None
 
     def append(self, handle: _Handle, tokens: Sequence[int]) -> Tensor | None:
         """Compute and keep the keys of these next tokens of the text; their tapped states."""

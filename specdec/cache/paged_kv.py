@@ -15,7 +15,6 @@ begins with the same keys finds them. Knows nothing of models or requests.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from itertools import pairwise
 
 import torch
@@ -23,54 +22,8 @@ from torch import Tensor
 
 from specdec.cache.pages import PageAllocator
 from specdec.cache.pools import Pools
+from specdec.cache.sequence import PageView, SequenceKV, note_contiguity
 from specdec.kernels import TreeRequest
-
-
-@dataclass(slots=True, eq=False)
-class SequenceKV:
-    """One sequence's page table. Change it through :class:`PagedKV` only.
-
-    Attributes:
-        room: tokens that the sequence is expected to hold in all.
-        lead: slots of the first page that hold nothing.
-        pages: its pages, in logical order.
-        committed: tokens whose keys are part of the text.
-        scratch_depths: for each scratch node its depth behind the last committed token: a node's
-            logical position is ``committed + depth``.
-        keys: what its full pages are published under, in order (see ``pages.page_key``); those of
-            pages that are not full yet may be there already.
-        contiguous: the pages follow one another.
-        beside: what the model keeps of the text besides keys; not looked at here, nor forked.
-    """
-
-    room: int = 0
-    lead: int = 0
-    pages: list[int] = field(default_factory=list)
-    committed: int = 0
-    scratch_depths: list[int] = field(default_factory=list)
-    keys: list[bytes] = field(default_factory=list)
-    contiguous: bool = True
-    beside: object | None = None
-
-    @property
-    def length(self) -> int:
-        """Committed tokens and scratch nodes."""
-        return self.committed + len(self.scratch_depths)
-
-    def full_pages(self, page_size: int) -> int:
-        """How many pages the committed text fills."""
-        return (self.lead + self.committed) // page_size
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class PageView:
-    """Some full pages of a sequence, in order, to be read only; the first ``lead`` slots hold
-    nothing. They stay as they are, whatever becomes of the sequence, until the view is closed with
-    :meth:`PagedKV.close`.
-    """
-
-    pages: tuple[int, ...]
-    lead: int
 
 
 class PagedKV:
@@ -80,6 +33,9 @@ class PagedKV:
         page_size: tokens a page.
         limit: most pages; ``None`` grows without bound.
         flags_visual: keep note of which keys are those of visual tokens.
+
+    Attributes:
+        bytes_copied: so far, of shared pages that somebody had to write on in.
     """
 
     def __init__(
@@ -89,6 +45,7 @@ class PagedKV:
             raise ValueError(f"page_size must be at least 1, got {page_size}")
         self.page_size = page_size
         self.allocator = PageAllocator(limit)
+        self.bytes_copied = 0
         self._pools = Pools(page_size, flags_visual=flags_visual)
         self._sequences: dict[int, SequenceKV] = {}
         self._views: dict[int, PageView] = {}
@@ -115,7 +72,7 @@ class PagedKV:
         committed = len(pages) * self.page_size - lead if pages else 0
         sequence = SequenceKV(room, lead, pages, committed, keys=list(keys))
         self._sequences[id(sequence)] = sequence
-        _note_contiguity(sequence)
+        note_contiguity(sequence)
         return sequence
 
     def fork(self, sequence: SequenceKV) -> SequenceKV:
@@ -125,9 +82,47 @@ class PagedKV:
         self.allocator.share(pages)
         keys = list(sequence.keys)
         twin = SequenceKV(sequence.room, sequence.lead, pages, sequence.committed, keys=keys)
-        _note_contiguity(twin)
+        twin.left_out, twin.places = sequence.left_out, sequence.places
+        note_contiguity(twin)
         self._sequences[id(twin)] = twin
         return twin
+
+    def prune(self, sequence: SequenceKV, indices: Sequence[int]) -> SequenceKV:
+        """A second sequence with the committed text in some of the same pages, counted from 0 and
+        in order. The last one must be among them if it is not full; the others must be.
+
+        Its tokens keep their places in the text, and windows are counted by these.
+        """
+        assert not sequence.scratch_depths, "a sequence with scratch nodes cannot be pruned"
+        assert sequence.places is None, "a pruned sequence is not pruned again"
+        used = self._pages_for(sequence, sequence.committed)
+        assert all(0 <= i < used for i in indices)
+        assert all(one < other for one, other in pairwise(indices))
+        assert used == sequence.full_pages(self.page_size) or used - 1 in indices
+        if len(indices) == used:
+            return self.fork(sequence)
+        first = torch.tensor(indices, dtype=torch.long)[:, None] * self.page_size - sequence.lead
+        slots = (first + torch.arange(self.page_size)).flatten()
+        places = slots[(slots >= 0) & (slots < sequence.committed)]
+        twin = SequenceKV(
+            room=sequence.room,
+            lead=sequence.lead if 0 in indices else 0,
+            pages=[sequence.pages[i] for i in indices],
+            committed=len(places),
+            left_out=sequence.committed - len(places),
+            places=places,
+        )
+        self.allocator.share(twin.pages)
+        note_contiguity(twin)
+        self._sequences[id(twin)] = twin
+        return twin
+
+    def leave_out(self, sequence: SequenceKV, places: Tensor, whole: int) -> None:
+        """The sequence, empty still, is given the tokens at these places, int64 ``(n,)``, of a text
+        of ``whole`` tokens first.
+        """
+        assert sequence.length == 0, "what a sequence leaves out is said before it has keys"
+        sequence.left_out, sequence.places = whole - len(places), places
 
     def free(self, sequence: SequenceKV) -> None:
         """Give the sequence's pages back. Freeing it again does nothing."""
@@ -173,9 +168,10 @@ class PagedKV:
             if copied:
                 old, sequence.pages[first] = sequence.pages[first], fresh.pop(0)
                 self._pools.copy(old, sequence.pages[first], used)
+                self.bytes_copied += used * self._pools.bytes_per_slot
                 self.allocator.free([old])
             sequence.pages += fresh
-            _note_contiguity(sequence)
+            note_contiguity(sequence)
         sequence.scratch_depths.extend(depths)
 
     def commit(self, sequence: SequenceKV, nodes: Sequence[int]) -> None:
@@ -298,8 +294,3 @@ class PagedKV:
     def _index(self, sequence: SequenceKV, positions: Tensor) -> Tensor:
         table, places = torch.tensor(sequence.pages), positions + sequence.lead
         return table[places // self.page_size] * self.page_size + places % self.page_size
-
-
-def _note_contiguity(sequence: SequenceKV) -> None:
-    first = sequence.pages[0] if sequence.pages else 0
-    sequence.contiguous = sequence.pages == list(range(first, first + len(sequence.pages)))

@@ -138,7 +138,7 @@ def skeleton(checkpoint: Checkpoint) -> PreTrainedModel:
 
 def problems(model: PreTrainedModel) -> list[str]:
     """Why specdec cannot run this model, with or without weights; empty if it can."""
-    from specdec.runtime.paged_model import text_attention_configs
+    from specdec.runtime.seam import text_attention_configs
     from specdec.verifiers.spec import unsupported
 
     try:

@@ -18,7 +18,7 @@ def pick_drafter(name: str, spec: VerifierSpec, device: torch.device | str) -> D
     """The drafter that `--drafter` means, checked against the verifier.
 
     Args:
-        name: `ngram`, `none` or the folder of a saved drafter or language model.
+        name: `ngram`, `self_pruned`, `none` or the folder of a saved drafter or language model.
         spec: the verifier's.
         device: where a drafter's model is put.
 
@@ -27,24 +27,30 @@ def pick_drafter(name: str, spec: VerifierSpec, device: torch.device | str) -> D
     """
     from safetensors import SafetensorError
 
-    from specdec.drafters import NgramDrafter, TextOnlyDrafter, load_drafter
+    from specdec.drafters import (
+        NgramDrafter,
+        SelfPrunedDrafter,
+        TextOnlyDrafter,
+        VisionPrunedDrafter,
+        load_drafter,
+    )
 
     if name == "none":
         return None
-    drafter: Drafter = NgramDrafter()
-    if name != "ngram":
+    drafter: Drafter = SelfPrunedDrafter() if name == "self_pruned" else NgramDrafter()
+    if name not in ("ngram", "self_pruned"):
         folder = Path(name)
         if not folder.is_dir():
             raise UserError(
                 f"--drafter {name}: no such folder; expected the folder of a saved drafter or of a "
-                "causal language model, ngram or none"
+                "causal language model, ngram, self_pruned or none"
             )
         stored_config(folder)
         try:
             drafter = load_drafter(folder)
         except (SafetensorError, *LOADING_ERRORS) as error:
             raise UserError(f"--drafter {name} cannot be loaded: {reason(error)}") from error
-        if isinstance(drafter, TextOnlyDrafter):
+        if isinstance(drafter, (TextOnlyDrafter, VisionPrunedDrafter)):
             network: Any = drafter.model  # transformers wraps `to` without its signature
             network.to(device)
     try:

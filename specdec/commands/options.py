@@ -55,9 +55,10 @@ ImageOption = Annotated[
 DrafterOption = Annotated[
     str | None,
     typer.Option(
-        metavar="DIR|ngram|none",
+        metavar="DIR|ngram|self_pruned|none",
         help="Who drafts: a saved drafter or language model with the same tokenizer, prompt "
-        "look-up, or nobody. Default: ngram, and for the demo model its own drafter.",
+        "look-up, the model itself with a part of the image, or nobody. Default: ngram, and for "
+        "the demo model its own drafter.",
     ),
 ]
 TreeOption = Annotated[

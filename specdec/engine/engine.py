@@ -123,6 +123,7 @@ class Engine:
         running = self._running
         with self.timed("accept"):
             blocks = verified.logits.split([len(tree) for tree in trees])
+            _look(running, verified)
             known = estimates(running, trees, verified)
             targets = [Target(*parts) for parts in zip(running, trees, blocks, known, strict=True)]
             verdicts = _decide(targets)
@@ -210,6 +211,7 @@ class Engine:
         view.states = [prefilled.states[index]] if prefilled.states else []
         if prefilled.positions:
             view.positions = prefilled.positions[index]
+        view.gaze = prefilled.gaze[index] if prefilled.gaze else None
         if self._reads.pages:
             view.source = self.verifier.source(prefilled.handles[index])
 
@@ -304,6 +306,13 @@ def _tell(targets: Sequence[Target], verdicts: Sequence[Verdict], states: Tensor
         kept = (0, *verdict.path)[: len(target.emissions)]
         target.request.view.states.append(states[[start + node for node in kept]])
         start += len(target.tree)
+
+
+def _look(running: Sequence[Request], verified: Verified) -> None:
+    """Let the drafter see where the verifier looks now, where that was asked for."""
+    for request, gaze in zip(running, verified.gaze, strict=bool(verified.gaze)):
+        if gaze is not None:
+            request.view.gaze = gaze
 
 
 def _decide(targets: Sequence[Target]) -> list[Verdict]:

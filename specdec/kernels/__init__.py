@@ -1,14 +1,16 @@
 """Attention over paged keys and values, and copies within them. Knows tensors only."""
 
-from specdec.kernels.batch import TreeBatch, TreeRequest
+from specdec.kernels.batch import Beside, TreeBatch, TreeRequest
 from specdec.kernels.dispatch import Backend, backend, forced
-from specdec.kernels.reference import Attended, dense_attention
+from specdec.kernels.reference import Attended, attention_weights, dense_attention
 
 __all__ = [
     "Attended",
     "Backend",
+    "Beside",
     "TreeBatch",
     "TreeRequest",
+    "attention_weights",
     "backend",
     "dense_attention",
     "forced",

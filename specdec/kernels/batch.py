@@ -61,6 +61,21 @@ class TreeRequest:
         return self.pages[page] * page_size + offset
 
 
+class Beside(NamedTuple):
+    """Keys that every row of a request sees besides its own, in other pools, of any dtype.
+
+    Attributes:
+        keys: pool ``(1, Hkv, slots, D)``.
+        values: pool ``(1, Hkv, slots, Dv)``.
+        batch: its requests, as many and with as many rows as those of the batch that it lies
+            beside, have no scratch nodes: all their keys are committed.
+    """
+
+    keys: Tensor
+    values: Tensor
+    batch: TreeBatch
+
+
 class Segment(NamedTuple):
     """A request as the reference reads it.
 
@@ -101,7 +116,8 @@ class TreeBatch:
 
     def __post_init__(self) -> None:
         for request in self.requests:
-            assert 0 <= request.nodes <= len(request.depths)
+            # Rows that have no keys here are beside others that do.
+            assert not request.depths or 0 <= request.nodes <= len(request.depths)
             assert request.lead + request.length <= len(request.pages) * self.page_size
 
     @cached_property
@@ -117,7 +133,8 @@ class TreeBatch:
     @cached_property
     def groups(self) -> list[PrefixGroup]:
         """Requests that begin with the same full pages of text."""
-        texts = [r.pages[: (r.lead + r.committed) // self.page_size] for r in self.requests]
+        full = [(r.lead + r.committed) // self.page_size for r in self.requests]
+        texts = [[*r.pages[:count]] for r, count in zip(self.requests, full, strict=True)]
         return prefix_groups(texts, self.page_size)
 
     @property
@@ -132,7 +149,9 @@ class TreeBatch:
         segments = []
         for request, start in zip(self.requests, self.starts, strict=False):
             where: slice | Tensor
-            if request.contiguous:
+            if request.length == 0:
+                where = slice(0, 0)
+            elif request.contiguous:
                 base = request.slot(0, self.page_size)
                 where = slice(base, base + request.length)
             else:

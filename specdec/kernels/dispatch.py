@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from specdec.kernels import reference
-from specdec.kernels.batch import TreeBatch
+from specdec.kernels.batch import Beside, TreeBatch
 from specdec.kernels.reference import Attended
 
 BackendName = Literal["triton", "reference"]
@@ -34,6 +34,7 @@ class Backend(Protocol):
         first: Tensor | None = None,
         softcap: float | None = None,
         sinks: Tensor | None = None,
+        beside: Beside | None = None,
     ) -> Attended: ...
 
     def store(

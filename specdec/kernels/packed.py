@@ -22,9 +22,10 @@ class PackedBatch(NamedTuple):
     """A batch on the device, all int32. Nothing in it is read back by the host.
 
     Attributes:
-        tiles: ``(tiles, 7)``: work items of the kernel, each some rows against some keys: request,
+        tiles: ``(tiles, 8)``: work items of the kernel, each some rows against some keys: request,
             first entry in ``rows``, number of rows, first key, end of keys, scratch keys behind
-            them, unused slots of the request's first page.
+            them, unused slots of the request's first page, 1 if the keys are the end of the
+            request's (it may have no scratch) and 0 if they are a prefix of several.
         rows: query rows of the tiles.
         tables: ``(R, P)``, page tables.
         ancestors: ``(N, W)``: bit ``t`` of word ``w``: the row sees scratch node ``32·w + t``.
@@ -74,7 +75,7 @@ def pack(
     moved = torch.cat([part.flatten() for part in parts]).to(device, non_blocking=True)
     flat = moved.split([part.numel() for part in parts])
     on_device = [piece.view(part.shape) for piece, part in zip(flat, parts, strict=True)]
-    longest = max(end - begin for _, _, _, begin, end, _, _ in tiles)
+    longest = max(end - begin for _, _, _, begin, end, *_ in tiles)
     tiles_there, rows_there, tables, ancestors, depths = on_device
     return PackedBatch(tiles_there, rows_there, tables, ancestors, depths, bool(groups), longest)
 
@@ -91,22 +92,25 @@ def _tiles(
     tiles: list[list[int]] = []
     rows: list[int] = []
 
-    def cover(own: Sequence[int], request: int, begin: int, end: int, scratch: int) -> None:
+    def cover(own: Sequence[int], request: int, begin: int, end: int, last: bool) -> None:
+        scratch = len(requests[request].depths) if last else 0
         for start in range(0, len(own), tile_rows):
             part = own[start : start + tile_rows]
             lead = requests[request].lead
-            tiles.append([request, len(rows), len(part), begin, end, scratch, lead])
+            tiles.append([request, len(rows), len(part), begin, end, scratch, lead, int(last)])
             rows.extend(part)
 
     shared = [0] * len(requests)
     for members, pages in groups:
         together = [row for member in members for row in rows_of[member]]
-        end = pages * page_size - requests[members[0]].lead
-        cover(together, members[0], 0, end, 0)
+        lead = requests[members[0]].lead
+        assert all(requests[member].lead == lead for member in members)  # of the same first page
+        end = pages * page_size - lead
+        cover(together, members[0], 0, end, last=False)
         for member in members:
             shared[member] = end
     for index, request in enumerate(requests):
-        cover(rows_of[index], index, shared[index], request.committed, len(request.depths))
+        cover(rows_of[index], index, shared[index], request.committed, last=True)
     return tiles, rows
 
 

@@ -17,12 +17,12 @@ class PrefixGroup(NamedTuple):
     pages: int
 
 
-def prefix_groups(tables: Sequence[Sequence[int]], page_size: int) -> list[PrefixGroup]:
+def prefix_groups(tables: Sequence[list[int]], page_size: int) -> list[PrefixGroup]:
     """Disjoint groups that save the most reads, one level deep.
 
     Args:
-        tables: per request its full, committed pages. Requests that have a page in common have all
-            pages before it in common: that is what shared pages are.
+        tables: per request its full, committed pages. Requests may have a page in common and not
+            all pages before it, as pruned views of one image do.
         page_size: tokens a page.
     """
     first: dict[int, list[int]] = defaultdict(list)
@@ -40,7 +40,7 @@ def _saved(group: PrefixGroup) -> int:
     return (len(group.members) - 1) * group.pages
 
 
-def _best(tables: Sequence[Sequence[int]], members: list[int]) -> tuple[int, list[PrefixGroup]]:
+def _best(tables: Sequence[list[int]], members: list[int]) -> tuple[int, list[PrefixGroup]]:
     """Pages saved, and the groups: all members together, or apart where they part ways."""
     common = min(_common(tables[members[0]], tables[member]) for member in members)
     together = PrefixGroup(members, common)
@@ -55,12 +55,12 @@ def _best(tables: Sequence[Sequence[int]], members: list[int]) -> tuple[int, lis
     return _saved(together), [together]
 
 
-def _common(one: Sequence[int], other: Sequence[int]) -> int:
-    """How many first pages are the same, by bisection."""
+def _common(one: list[int], other: list[int]) -> int:
+    """How many first pages are the same, by bisection: whole runs are compared at once."""
     low, high = 0, min(len(one), len(other))
     while low < high:
         middle = (low + high + 1) // 2
-        if one[middle - 1] == other[middle - 1]:
+        if one[low:middle] == other[low:middle]:
             low = middle
         else:
             high = middle - 1

@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from specdec.kernels.batch import Segment, TreeBatch
+from specdec.kernels.batch import Beside, Segment, TreeBatch
 
 
 class Attended(NamedTuple):
@@ -65,11 +65,11 @@ def dense_attention(
         grouped = query.reshape(batch, kv_heads, groups, size)
         out = F.scaled_dot_product_attention(grouped, key, value, scale=scale)
         return out.reshape(batch, heads, rows, -1)
-    weights = _weights(query, key, mask, scale, softcap, sinks)
+    weights = attention_weights(query, key, mask, scale, softcap, sinks)
     return _weighted(weights, value)
 
 
-def _weights(
+def attention_weights(
     query: Tensor,
     key: Tensor,
     mask: Tensor | None,
@@ -77,7 +77,9 @@ def _weights(
     softcap: float | None,
     sinks: Tensor | None,
 ) -> Tensor:
-    """Softmax weights of the keys, float32 ``(B, Hkv, Hq / Hkv, T, L)``."""
+    """Softmax weights of the keys, float32 ``(B, Hkv, Hq / Hkv, T, L)``; arguments as in
+    :func:`dense_attention`.
+    """
     batch, heads, rows, size = query.shape
     kv_heads, groups = key.shape[1], heads // key.shape[1]
     # Grouped heads are rows of one product, so that keys are never repeated.
@@ -113,6 +115,7 @@ def tree_attention(
     first: Tensor | None = None,
     softcap: float | None = None,
     sinks: Tensor | None = None,
+    beside: Beside | None = None,
 ) -> Attended:
     """Attention of every tree node of a ragged batch over its own request's keys.
 
@@ -126,9 +129,13 @@ def tree_attention(
             is 0.
         softcap: bound on the logits, before the mask.
         sinks: ``(Hq,)``, logits that take weight and give nothing.
+        beside: keys that the rows see as well, whatever ``first`` says. No visual mass is computed
+            then.
     """
     mask = batch.mask(first, query.dtype, query.device)
     options = (scale, softcap, sinks)
+    if beside is not None:
+        return Attended(_joined(query, keys, values, batch, mask, beside, *options), None)
     if len(batch.segments) == 1:  # worth its own lines: it runs once a layer
         own = None if mask is None else mask[None, None]
         return _attend(query, keys, values, batch, batch.segments[0], own, *options)
@@ -156,12 +163,8 @@ def _attend(
 ) -> Attended:
     """One request's rows ``query (1, Hq, n, D)`` under its mask ``(1, 1, n, length)``."""
     _, _, pages, lead, length = segment
-    if isinstance(pages, slice):
-        key, value = keys[:, :, pages], values[:, :, pages]
-    else:
-        kept = slice(lead, lead + length)
-        key = _gather(keys, pages, batch.page_size)[:, :, kept]
-        value = _gather(values, pages, batch.page_size)[:, :, kept]
+    kept = slice(lead, lead + length)
+    key, value = (_rows(pool, segment, batch.page_size) for pool in (keys, values))
     if batch.visual is None:
         out = dense_attention(query, key, value, mask, scale=scale, softcap=softcap, sinks=sinks)
         return Attended(out, None)
@@ -170,9 +173,53 @@ def _attend(
     else:
         paged: Tensor = batch.visual.unflatten(0, (-1, batch.page_size))
         flags = paged[pages.to(paged.device)].flatten()[kept]
-    weights = _weights(query, key, mask, scale, softcap, sinks)
+    weights = attention_weights(query, key, mask, scale, softcap, sinks)
     mass = (weights @ flags.float())[0].flatten(0, 1).T
     return Attended(_weighted(weights, value), mass)
+
+
+def _joined(
+    query: Tensor,
+    keys: Tensor,
+    values: Tensor,
+    batch: TreeBatch,
+    mask: Tensor | None,
+    beside: Beside,
+    scale: float,
+    softcap: float | None,
+    sinks: Tensor | None,
+) -> Tensor:
+    """As :func:`tree_attention`, over a request's own keys and those beside them."""
+    parts = []
+    for own, other in zip(batch.segments, beside.batch.segments, strict=True):
+        if own.start == own.stop:
+            continue
+        rows, seen = query, mask
+        if len(batch.segments) > 1:
+            rows = query[:, :, own.start : own.stop]
+            seen = None if mask is None else mask[own.start : own.stop, : own.length]
+        key = _rows(keys, own, batch.page_size)
+        value = _rows(values, own, batch.page_size)
+        if other.length > 0:
+            # Joining widens what is narrower on the way.
+            key = torch.cat([_rows(beside.keys, other, beside.batch.page_size), key], 2)
+            value = torch.cat([_rows(beside.values, other, beside.batch.page_size), value], 2)
+            if key.dtype != query.dtype:
+                key, value = key.to(query.dtype), value.to(query.dtype)
+            seen = None if seen is None else F.pad(seen, (other.length, 0))
+        seen = None if seen is None else seen[None, None]
+        parts.append(
+            dense_attention(rows, key, value, seen, scale=scale, softcap=softcap, sinks=sinks)
+        )
+    return parts[0] if len(parts) == 1 else torch.cat(parts, dim=2)
+
+
+def _rows(pool: Tensor, segment: Segment, page_size: int) -> Tensor:
+    """A request's keys or values ``(1, H, length, D)``; a view where they are contiguous."""
+    if isinstance(segment.pages, slice):
+        return pool.narrow(2, segment.pages.start, segment.length)
+    kept = slice(segment.lead, segment.lead + segment.length)
+    return _gather(pool, segment.pages, page_size)[:, :, kept]
 
 
 def _gather(pool: Tensor, pages: Tensor, page_size: int) -> Tensor:

@@ -4,14 +4,15 @@
 Flash-decoding: the keys of a tile of rows are split over programs, each of which keeps, per row and
 head, an online softmax (m, ℓ, Σ p·v, Σ p·visual) in fp32; :mod:`specdec.kernels.merge` merges them.
 A tile is some rows against some keys of one request; the pages that several requests begin with
-are a tile of all their rows, read once. Logits are in units of log 2. Grids depend on shapes only:
-lengths, tables and masks are read on the device, so a launch may be captured in a CUDA graph.
+are a tile of all their rows, read once. Keys beside a request's own are one more launch, whose
+partial results lie behind those of the first. Logits are in units of log 2. Grids depend on shapes
+only: lengths, tables and masks are read on the device, so a launch may be captured in a CUDA graph.
 """
 
 from __future__ import annotations
 
 from functools import cache
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import triton
@@ -19,14 +20,13 @@ import triton.language as tl
 from torch import Tensor
 from triton.runtime.jit import JITFunction
 
-from specdec.kernels.batch import TreeBatch
+from specdec.kernels.batch import Beside, TreeBatch
+from specdec.kernels.checks import check_attention
 from specdec.kernels.merge import merge
+from specdec.kernels.packed import PackedBatch
 from specdec.kernels.reference import Attended
 from specdec.kernels.tiling import Tiling, block, chunk, tilings
 from specdec.kernels.tiling import splits as choose_splits
-
-DTYPES = (torch.float32, torch.float16, torch.bfloat16)
-MOST_HEAD_DIM = 256
 
 
 @triton.jit
@@ -101,7 +101,15 @@ def _absorb(
 
 
 @triton.jit(
-    do_not_specialize=["num_rows", "heads", "words", "table_width", "splits", "suffix_part"]
+    do_not_specialize=[
+        "num_rows",
+        "heads",
+        "words",
+        "table_width",
+        "splits",
+        "prefix_part",
+        "suffix_part",
+    ]
 )
 def tree_attention_kernel(
     query,  # (N, Hq, D)
@@ -109,7 +117,7 @@ def tree_attention_kernel(
     values,  # (slots, Hkv, DV)
     visual,  # (slots,)
     first,  # (N,)
-    tiles,  # (T, 7)
+    tiles,  # (T, 8)
     rows,
     tables,  # (R, P)
     ancestors,  # (N, words)
@@ -131,6 +139,7 @@ def tree_attention_kernel(
     words,
     table_width,
     splits,
+    prefix_part,
     suffix_part,
     GROUP: tl.constexpr,
     D: tl.constexpr,
@@ -149,19 +158,19 @@ def tree_attention_kernel(
     """One program: a tile's rows × the query heads of one key head, against one split of its keys.
 
     Row ``m`` of the program is row ``m // GROUP`` of the tile under head ``m % GROUP`` of the
-    group. Partial results of a shared prefix come first, those of what follows it from
-    ``suffix_part`` on.
+    group. Partial results of shared prefixes go to the parts from ``prefix_part`` on, those of
+    everything else to the parts from ``suffix_part`` on.
     """
     tile = tl.program_id(0)
     head = tl.program_id(1)
     split = tl.program_id(2)
-    request = tl.load(tiles + tile * 7).to(tl.int64)
-    rows_start = tl.load(tiles + tile * 7 + 1)
-    rows_count = tl.load(tiles + tile * 7 + 2)
-    begin = tl.load(tiles + tile * 7 + 3)
-    end = tl.load(tiles + tile * 7 + 4)
-    scratch = tl.load(tiles + tile * 7 + 5)
-    lead = tl.load(tiles + tile * 7 + 6)
+    request = tl.load(tiles + tile * 8).to(tl.int64)
+    rows_start = tl.load(tiles + tile * 8 + 1)
+    rows_count = tl.load(tiles + tile * 8 + 2)
+    begin = tl.load(tiles + tile * 8 + 3)
+    end = tl.load(tiles + tile * 8 + 4)
+    scratch = tl.load(tiles + tile * 8 + 5)
+    lead = tl.load(tiles + tile * 8 + 6)
 
     m = tl.arange(0, BLOCK_M)
     real = m // GROUP < rows_count
@@ -260,7 +269,8 @@ def tree_attention_kernel(
                 CHUNK,
             )
 
-    part = split + tl.where(scratch > 0, suffix_part, 0)
+    last = tl.load(tiles + tile * 8 + 7)  # held through the loops it would spill others
+    part = split + tl.where(last > 0, suffix_part, prefix_part)
     place = (part.to(tl.int64) * num_rows + row) * heads + query_heads
     tl.store(part_max + place, state_max, mask=real)
     tl.store(part_sum + place, state_sum, mask=real)
@@ -300,6 +310,33 @@ def _processors(device: torch.device) -> int:
     return int(torch.cuda.get_device_properties(device).multi_processor_count)
 
 
+class _Launch(NamedTuple):
+    """Keys for all rows, and how reading them is cut up.
+
+    Attributes:
+        query: ``(1, Hq, N, D)``, in the dtype of the pools.
+        keys: pool ``(1, Hkv, slots, D)``.
+        values: pool ``(1, Hkv, slots, Dv)``.
+        batch: whose rows read what.
+        packed: the same on the device.
+        choices: tilings to try.
+        splits: programs that share the keys of a tile.
+    """
+
+    query: Tensor
+    keys: Tensor
+    values: Tensor
+    batch: TreeBatch
+    packed: PackedBatch
+    choices: tuple[Tiling, ...]
+    splits: int
+
+    @property
+    def parts(self) -> int:
+        """Partial results a row."""
+        return 2 * self.splits if self.packed.grouped else self.splits
+
+
 def tree_attention(
     query: Tensor,
     keys: Tensor,
@@ -310,6 +347,7 @@ def tree_attention(
     first: Tensor | None = None,
     softcap: float | None = None,
     sinks: Tensor | None = None,
+    beside: Beside | None = None,
     splits: int | None = None,
 ) -> Attended:
     """See :func:`specdec.kernels.reference.tree_attention`. Waits for nothing on the device.
@@ -320,27 +358,60 @@ def tree_attention(
     Raises:
         ValueError: shapes, dtypes or devices that the kernel does not take.
     """
-    _check(query, keys, values, batch, first, sinks)
+    check_attention(query, keys, values, batch, first, sinks, beside)
+    _, heads, nodes, _ = query.shape
+    own = _plan(query, keys, values, batch, splits)
+    others = [] if beside is None else [_plan(query, *beside, splits)]
+    parts = own.parts + sum(other.parts for other in others)
+    state = query.new_empty((3, parts, nodes, heads), dtype=torch.float32)
+    if any(launch.packed.grouped for launch in (own, *others)):
+        state[0].fill_(-torch.inf)  # rows of no group have no prefix part
+    part_out = state.new_empty((parts, nodes, heads, values.shape[3]))
+    visual = batch.visual if beside is None else None
+    _launch(own, 0, state, part_out, scale, softcap, first, visual)
+    for other in others:
+        _launch(other, own.parts, state, part_out, scale, softcap)
+    out = query.new_empty((nodes, heads, values.shape[3]))
+    mass = merge(state, part_out, out, sinks, visual=visual is not None)
+    return Attended(out.transpose(0, 1)[None], mass)
+
+
+def _plan(
+    query: Tensor, keys: Tensor, values: Tensor, batch: TreeBatch, splits: int | None
+) -> _Launch:
+    """How to read these keys, whose dtype the query takes on."""
+    kv_heads = keys.shape[1]
+    group = query.shape[1] // kv_heads
+    dim = max(query.shape[3], values.shape[3])
+    choices = tilings(dim, keys.dtype, batch.widest, group)
+    packed = batch.packed(query.device, choices[0].block_m // group)
+    if splits is None:
+        programs = packed.tiles.shape[0] * kv_heads
+        splits = choose_splits(programs, _processors(query.device), packed.longest)
+    return _Launch(query.to(keys.dtype), keys, values, batch, packed, choices, splits)
+
+
+def _launch(
+    launch: _Launch,
+    part: int,
+    state: Tensor,
+    part_out: Tensor,
+    scale: float,
+    softcap: float | None,
+    first: Tensor | None = None,
+    visual: Tensor | None = None,
+) -> None:
+    """Write partial results to ``state (3, parts, N, Hq)`` and ``part_out (parts, N, Hq, Dv)``,
+    from ``part`` on.
+    """
+    query, keys, values, batch, packed, choices, splits = launch
     _, heads, nodes, dim = query.shape
     kv_heads, value_dim = keys.shape[1], values.shape[3]
-    group = heads // kv_heads
-    choices = tilings(max(dim, value_dim), keys.dtype, batch.widest, group)
-    packed = batch.packed(query.device, choices[0].block_m // group)
-    num_tiles = packed.tiles.shape[0]
-    if splits is None:
-        splits = choose_splits(num_tiles * kv_heads, _processors(query.device), packed.longest)
-    parts = 2 * splits if packed.grouped else splits
-    state = query.new_empty((3, parts, nodes, heads), dtype=torch.float32)
-    if packed.grouped:
-        state[0].fill_(-torch.inf)  # rows of no group have no prefix part
-    part_out = state.new_empty((parts, nodes, heads, value_dim))
-    visual = batch.visual
-    has_visual = visual is not None
     arguments: dict[str, Any] = {
         "query": query,
         "keys": keys,
         "values": values,
-        "visual": visual if has_visual else query,
+        "visual": query if visual is None else visual,
         "first": query if first is None else first.reshape(-1),
         "tiles": packed.tiles,
         "rows": packed.rows,
@@ -364,8 +435,9 @@ def tree_attention(
         "words": packed.ancestors.shape[1],
         "table_width": packed.tables.shape[1],
         "splits": splits,
-        "suffix_part": splits if packed.grouped else 0,
-        "GROUP": group,
+        "prefix_part": part,
+        "suffix_part": part + launch.parts - splits,
+        "GROUP": heads // kv_heads,
         "D": dim,
         "DV": value_dim,
         "BLOCK_D": block(dim),
@@ -373,52 +445,14 @@ def tree_attention(
         "PAGE": batch.page_size,
         "HAS_CAP": softcap is not None,
         "HAS_FIRST": first is not None,
-        "HAS_VISUAL": has_visual,
+        "HAS_VISUAL": visual is not None,
         "CHUNK": chunk(dim, keys.dtype),
         # The interpreter multiplies bfloat16 matrices wrongly.
         "UPCAST": interpreted() and keys.dtype == torch.bfloat16,
     }
-    grid = (num_tiles, kv_heads, splits)
+    grid = (packed.tiles.shape[0], kv_heads, splits)
     if interpreted():
         block_m, block_k, _, _ = choices[0]
         tree_attention_kernel[grid](**arguments, BLOCK_M=block_m, BLOCK_K=block_k)
     else:
         _tuned(choices)[grid](**arguments)
-    out = query.new_empty((nodes, heads, value_dim))
-    mass = merge(state, part_out, out, sinks, visual=has_visual)
-    return Attended(out.transpose(0, 1)[None], mass)
-
-
-def _check(
-    query: Tensor,
-    keys: Tensor,
-    values: Tensor,
-    batch: TreeBatch,
-    first: Tensor | None,
-    sinks: Tensor | None,
-) -> None:
-    heads, nodes, dim = query.shape[1:]
-    if query.shape[0] != 1 or nodes != batch.nodes:
-        raise ValueError(f"query has shape {tuple(query.shape)}, the batch {batch.nodes} nodes")
-    if keys.shape[:3] != values.shape[:3] or keys.shape[3] != dim or heads % keys.shape[1]:
-        raise ValueError(
-            f"query {tuple(query.shape)}, keys {tuple(keys.shape)} and values "
-            f"{tuple(values.shape)} do not fit: (1, Hq, N, D), (1, Hkv, slots, D), "
-            "(1, Hkv, slots, Dv) with Hkv dividing Hq are expected"
-        )
-    if query.dtype not in DTYPES or keys.dtype != query.dtype or values.dtype != query.dtype:
-        raise ValueError(
-            f"query is {query.dtype}, keys {keys.dtype}, values {values.dtype}; the kernel takes "
-            f"one of {', '.join(map(str, DTYPES))} for all three"
-        )
-    if max(dim, values.shape[3]) > MOST_HEAD_DIM:
-        raise ValueError(f"head size {max(dim, values.shape[3])} is over {MOST_HEAD_DIM}")
-    for name, tensor in (("query", query), ("keys", keys), ("values", values)):
-        if tensor.stride(3) != 1:
-            raise ValueError(f"{name} must be contiguous in the last dimension")
-        if tensor.device != query.device:
-            raise ValueError(f"{name} is on {tensor.device}, query on {query.device}")
-    if first is not None and first.numel() != nodes:
-        raise ValueError(f"first has {first.numel()} entries for {nodes} nodes")
-    if sinks is not None and sinks.shape != (heads,):
-        raise ValueError(f"sinks has shape {tuple(sinks.shape)} for {heads} query heads")

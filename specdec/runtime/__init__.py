@@ -1,9 +1,23 @@
 """Running transformers models over paged keys and values, without changing their code."""
 
+from specdec.runtime.bypass import Bypass
 from specdec.runtime.hook import PrefillRow
 from specdec.runtime.paged_model import NodeBatch, PagedModel
 from specdec.runtime.source import Source
 from specdec.runtime.stateful_model import StatefulModel
 from specdec.runtime.states import Kinds
+from specdec.runtime.text_tower import TextTower, TowerInputs
+from specdec.runtime.visual_ids import visual_token_ids
 
-__all__ = ["Kinds", "NodeBatch", "PagedModel", "PrefillRow", "Source", "StatefulModel"]
+__all__ = [
+    "Bypass",
+    "Kinds",
+    "NodeBatch",
+    "PagedModel",
+    "PrefillRow",
+    "Source",
+    "StatefulModel",
+    "TextTower",
+    "TowerInputs",
+    "visual_token_ids",
+]

@@ -27,10 +27,10 @@ class DenseForward:
     def __init__(self, kv: PagedKV, rows: Sequence[TreeRows]) -> None:
         self._kv = kv
         self._rows = rows
-        self._old = [kv.slots(sequence, 0, sequence.length) for sequence, _, _ in rows]
+        self._old = [kv.slots(sequence, 0, sequence.length) for sequence, *_ in rows]
         self._new = [
             kv.slots(sequence, sequence.length - count, sequence.length)
-            for sequence, count, _ in rows
+            for sequence, count, *_ in rows
         ]
 
     @property
@@ -46,7 +46,7 @@ class DenseForward:
             H, L, Dv)`` with L the sum of their lengths; copies.
         """
         start = 0
-        for (_, count, _), slots in zip(self._rows, self._new, strict=True):
+        for (_, count, *_), slots in zip(self._rows, self._new, strict=True):
             part = slice(start, start + count)
             self._kv.write(layer, slots, keys[:, :, part], values[:, :, part])
             start += count
@@ -67,11 +67,11 @@ class DenseForward:
 
 def _seen(row: TreeRows, mask_function: Callable[..., Tensor], device: torch.device) -> Tensor:
     """Bool ``(n, length)``: which of its own request's keys each node may see. The model's own mask
-    is evaluated on logical positions, then intersected with the tree.
+    is evaluated on places in the text, then intersected with the tree.
     """
-    sequence, count, visible = row
-    scratch = torch.tensor(sequence.scratch_depths, device=device) + sequence.committed
-    places = torch.cat([torch.arange(sequence.committed, device=device), scratch])
+    sequence, count, visible, _ = row
+    scratch = torch.tensor(sequence.scratch_depths, device=device) + sequence.end
+    places = torch.cat([sequence.committed_places().to(device), scratch])
     zero = torch.zeros(1, 1, 1, 1, dtype=torch.long, device=device)
     queries, keys = scratch[-count:][None, None, :, None], places[None, None, None]
     allowed = mask_function(zero, zero, queries, keys)[0, 0].expand(count, sequence.length).clone()

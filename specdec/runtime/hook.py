@@ -1,4 +1,4 @@
-"""The seam with transformers: an attention function, a mask function and a cache.
+"""The seam with transformers: an attention function and a mask function.
 
 transformers looks both functions up by name, ``specdec``, in every text layer of a model whose text
 config names it. What they do depends on the forward that is current in this context:
@@ -11,7 +11,8 @@ config names it. What they do depends on the forward that is current in this con
 
 What tree nodes see comes from the model's own mask function, evaluated on logical positions, so
 sliding and chunked layers need no code per model: what transformers passes on as the mask of a
-layer is then where each node's window begins.
+layer is then where each node's window begins. A logical position is a place in the whole text, of
+which a sequence may leave some out.
 """
 
 from __future__ import annotations
@@ -23,19 +24,15 @@ from typing import Any, NamedTuple, Protocol
 import torch
 from torch import Tensor, nn
 from transformers import AttentionInterface, AttentionMaskInterface
-from transformers.cache_utils import Cache, CacheLayerMixin, get_layer_types_and_kwargs
-from transformers.configuration_utils import PretrainedConfig
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import causal_mask_function, sdpa_mask
 
 from specdec.cache import PagedKV, SequenceKV
 from specdec.kernels import Backend, TreeBatch, backend, dense_attention
+from specdec.runtime.gaze import Gaze, row_of, within
 
 NAME = "specdec"
 CURRENT: ContextVar[Prefill | OverNodes | None] = ContextVar("specdec_forward", default=None)
-# Layers that keep a state, which every token changes, instead of keys.
-RECURRENT = frozenset({"linear_attention", "conv"})
-_SLIDING = ("sliding_attention", "hybrid_sliding", "chunked_attention")
 
 
 class KeysChanged(ValueError):
@@ -69,12 +66,19 @@ class PrefillRow(NamedTuple):
 
 
 class Prefill:
-    """A forward over whole prompts, left-padded; valid during that forward only."""
+    """A forward over whole prompts, left-padded; valid during that forward only.
+
+    Attributes:
+        places: int64 ``(T,)``: what places its tokens have in their text, if it is of one sequence
+            that leaves some out; else ``None``.
+    """
 
     cached = 0
 
-    def __init__(self, kv: PagedKV, rows: Sequence[PrefillRow]) -> None:
+    def __init__(self, kv: PagedKV, rows: Sequence[PrefillRow], gaze: Gaze | None = None) -> None:
         self._kv = kv
+        self._gaze = gaze
+        self.places = rows[0].sequence.places if len(rows) == 1 else None
         self._rows = [
             (slice(row, row + 1), start, kv.slots(sequence, 0, sequence.length))
             for row, sequence, start in rows
@@ -88,17 +92,37 @@ class Prefill:
             self._kv.write(layer, slots, keys[row, :, start:], values[row, :, start:])
         return keys, values
 
+    def look(
+        self,
+        query: Tensor,
+        key: Tensor,
+        mask: Tensor | None,
+        scale: float,
+        softcap: float | None,
+        sinks: Tensor | None,
+    ) -> None:
+        """Note where the rows' last tokens look in this layer, if that is asked for."""
+        if self._gaze is None or not self._gaze.next_layer():
+            return
+        for text, (row, start, _) in enumerate(self._rows):
+            keys = slice(start, key.shape[2])
+            seen = row_of(mask, row.start, keys)
+            own = query[row, :, -1:], key[row, :, keys]
+            self._gaze.add(text, *own, seen, scale, softcap, sinks)
+
 
 class TreeRows(NamedTuple):
     """``nodes`` new tree nodes of one sequence, already added as its last scratch nodes.
 
     ``visible`` is bool ``(nodes, scratch)``: which scratch nodes each new node may see, itself
-    included; ``None`` is all up to itself.
+    included; ``None`` is all up to itself. ``watched``: one of the new nodes, whose gaze is wanted:
+    the first, or any of a chain.
     """
 
     sequence: SequenceKV
     nodes: int
     visible: Tensor | None
+    watched: int | None = None
 
 
 class TreeForward:
@@ -109,10 +133,11 @@ class TreeForward:
             :class:`specdec.kernels.Attended`. Empty if visual tokens are not flagged.
     """
 
-    def __init__(self, kv: PagedKV, rows: Sequence[TreeRows]) -> None:
+    def __init__(self, kv: PagedKV, rows: Sequence[TreeRows], gaze: Gaze | None = None) -> None:
         self._kv = kv
         self.rows = rows
-        self._batch = TreeBatch([kv.request(*row) for row in rows], kv.page_size, kv.visual)
+        self._gaze = gaze
+        self._batch = TreeBatch([kv.request(*row[:3]) for row in rows], kv.page_size, kv.visual)
         self.unpaged: frozenset[int] = frozenset()  # ids of keys that are in no page
         # Every layer's pools, by the ids of its new keys and values.
         self._pools: dict[tuple[int, int], tuple[Tensor, Tensor]] = {}
@@ -151,9 +176,9 @@ class TreeForward:
         if mask_function is plain:
             return None
         positions = [
-            request.committed + depth
-            for request in self._batch.requests
-            for depth in request.depths[len(request.depths) - request.nodes :]
+            sequence.end + depth
+            for sequence, count, *_ in self.rows
+            for depth in sequence.scratch_depths[len(sequence.scratch_depths) - count :]
         ]
         queries = torch.tensor(positions, device=device)[None, None, :, None]
         keys = torch.arange(max(positions) + 1, device=device)[None, None, None]
@@ -164,7 +189,15 @@ class TreeForward:
         torch._assert_async(
             (allowed == window).all(), "this model's attention mask is no window; specdec needs one"
         )
-        return first
+        return self._indices(first)
+
+    def _indices(self, first: Tensor) -> Tensor:
+        """Places in the text ``(1, 1, N, 1)`` as each node's own sequence counts them."""
+        if all(sequence.places is None for sequence, *_ in self.rows):
+            return first
+        parts = first.flatten().split([count for _, count, *_ in self.rows])
+        each = zip(self.rows, parts, strict=True)
+        return torch.cat([row.sequence.index(part) for row, part in each])[None, None, :, None]
 
     def attend(
         self,
@@ -193,7 +226,31 @@ class TreeForward:
         )
         if mass is not None:
             self.visual_mass.append(mass)
+        if self._gaze is not None and self._gaze.next_layer():
+            self._look(self._gaze, query, pools[0], first, scale, softcap, sinks)
         return out.transpose(1, 2)
+
+    def _look(
+        self,
+        gaze: Gaze,
+        query: Tensor,
+        keys: Tensor,
+        first: Tensor | None,
+        scale: float,
+        softcap: float | None,
+        sinks: Tensor | None,
+    ) -> None:
+        """Note where the watched nodes look in this layer: one query each, over its own keys."""
+        start = 0
+        for text, (sequence, count, _, watched) in enumerate(self.rows):
+            if watched is not None:
+                node = start + watched
+                length = sequence.length - count + watched + 1
+                key = keys[:, :, self._kv.slots(sequence, 0, length)]
+                seen = within(first, node, length, key.device)
+                own = query[:, :, node : node + 1]
+                gaze.add(text, own, key, seen, scale, softcap, sinks)
+            start += count
 
 
 def attention(
@@ -212,6 +269,8 @@ def attention(
     scale = scaling if scaling is not None else query.shape[-1] ** -0.5
     if isinstance(forward, TreeForward) and id(key) not in forward.unpaged:
         return forward.attend(query, key, value, attention_mask, scale, softcap, s_aux), None
+    if isinstance(forward, Prefill):
+        forward.look(query, key, attention_mask, scale, softcap, s_aux)
     over_nodes = forward is not None and not isinstance(forward, Prefill)
     if softcap is None and s_aux is None and not over_nodes:
         out, _ = sdpa_attention_forward(
@@ -233,62 +292,20 @@ def mask(*, mask_function: Callable[..., Tensor], **kwargs: Any) -> Tensor | Non
     forward = CURRENT.get()
     if forward is not None and not isinstance(forward, Prefill):
         return forward.mask(mask_function, kwargs["dtype"], kwargs["device"])
+    if forward is not None and forward.places is not None:
+        mask_function = _by_places(mask_function, forward.places.to(kwargs["device"]))
+        kwargs["allow_is_causal_skip"] = False
     result: Tensor | None = sdpa_mask(mask_function=mask_function, **kwargs)
     return result
 
 
-class PagedLayer(CacheLayerMixin):
-    """One layer of :class:`PagedCache`: what transformers asks of a layer to build its masks."""
+def _by_places(mask_function: Callable[..., Tensor], places: Tensor) -> Callable[..., Tensor]:
+    """The same mask for tokens at these places."""
 
-    is_compileable = False
+    def moved(row: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
+        return mask_function(row, head, places[query], places[key])
 
-    def __init__(self, layer_type: str) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]  # transformers leaves it unannotated
-        self.is_sliding = layer_type in _SLIDING
-
-    def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
-        self.is_initialized = True
-
-    def update(
-        self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any
-    ) -> tuple[Tensor, Tensor]:
-        raise RuntimeError("PagedCache.update stores the keys; its layers hold none")
-
-    def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
-        return self.get_seq_length() + query_length, 0
-
-    def get_seq_length(self) -> int:
-        forward = CURRENT.get()
-        return forward.cached if forward is not None else 0
-
-    def get_max_length(self) -> int:
-        return -1
-
-    def get_max_cache_shape(self) -> int:
-        return -1
-
-
-class PagedCache(Cache):
-    """What a model's forward gets as ``past_key_values``; the keys go to the current forward's
-    pages.
-
-    Attributes:
-        keeps_states: some layers keep more of a text than keys of its tokens.
-    """
-
-    def __init__(self, text_config: PretrainedConfig) -> None:
-        types = get_layer_types_and_kwargs(text_config)[0]
-        crossing = getattr(text_config, "cross_attention_layers", None)
-        self.keeps_states = bool(crossing) or not RECURRENT.isdisjoint(types)
-        super().__init__(layers=[PagedLayer(layer_type) for layer_type in types])
-
-    def update(
-        self, key_states: Tensor, value_states: Tensor, layer_idx: int, *args: Any, **kwargs: Any
-    ) -> tuple[Tensor, Tensor]:
-        """Store the new keys; what the layer goes on with is for the forward to say."""
-        forward = CURRENT.get()
-        assert forward is not None, "a PagedCache was used outside of its own forward"
-        return forward.store(layer_idx, key_states, value_states)
+    return moved
 
 
 def register() -> None:

@@ -7,23 +7,25 @@ it: the attention implementation is switched for the duration of a forward only.
 from __future__ import annotations
 
 import inspect
-import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from itertools import accumulate
 from typing import Any, NamedTuple
-from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor
-from transformers import PretrainedConfig, PreTrainedModel
+from transformers import PreTrainedModel
 
 from specdec.cache import PagedKV, SequenceKV
 from specdec.runtime import hook
+from specdec.runtime.bypass import Bypass
 from specdec.runtime.dense import DenseForward
+from specdec.runtime.gaze import Gaze
 from specdec.runtime.hook import PrefillRow
 from specdec.runtime.last_hidden import LastHidden
+from specdec.runtime.paged_cache import PagedCache
+from specdec.runtime.seam import seam_of
 from specdec.runtime.taps import Taps
 
 _IMPLEMENTATION = "_attn_implementation_internal"
@@ -39,8 +41,10 @@ class NodeBatch(NamedTuple):
         depths: depth of each behind the last committed token, from 0.
         visible: bool ``(m, s + m)``: which of the s scratch nodes already there and of the new ones
             each may see, itself included; ``None`` is all up to itself, as in a chain.
-        offset: int64 ``(R,)``: position = committed + depth + offset, per row of the model's
-            position ids (R = 1, or 3 or 4 for M-RoPE). ``None`` is one row of zero.
+        offset: int64 ``(R,)``: position = place in the text + offset, per row of the model's
+            position ids (R = 1, or 3 or 4 for M-RoPE). ``None`` is one row of zero. That place is
+            ``sequence.end + depth``, whatever the sequence leaves out.
+        watched: which of the nodes' gaze is wanted: 0, or any of a chain.
     """
 
     sequence: SequenceKV
@@ -48,6 +52,7 @@ class NodeBatch(NamedTuple):
     depths: Sequence[int]
     visible: Tensor | None = None
     offset: Tensor | None = None
+    watched: int | None = None
 
 
 class PagedModel:
@@ -61,12 +66,16 @@ class PagedModel:
         flags_visual: keep note of which keys are those of visual tokens, for ``visual_mass``.
         keeps_hidden: keep what the output embeddings read, for ``hidden``.
         taps: layers whose inputs are kept, for ``states``.
+        watches: note where the last tokens of prompts look, for ``gaze``.
 
     Attributes:
         visual_mass: of the last :meth:`forward`, per attention layer, float32 ``(N, Hq)``: how much
             of each node's attention went to visual tokens. Empty if they are not flagged.
         hidden: of the last :meth:`forward` that gave the logits of all rows, ``(N, H)``: what the
             output embeddings made them of. ``None`` if it is not kept.
+        gaze: of the last forward, per text float32 ``(L,)``: how much its watched token looked at
+            each of its keys, its own being the last; ``None`` of texts without one, or of layers
+            that change their keys after caching them.
         states: what went into the tapped layers: of the last :meth:`forward` ``(N, layers * H)``,
             of the last :meth:`prefill` ``(B, T, layers * H)``. ``None`` if there are none.
 
@@ -84,20 +93,25 @@ class PagedModel:
         *,
         page_size: int = 16,
         kv_cache_bytes: int | None = None,
-        cache: type[hook.PagedCache] = hook.PagedCache,
+        cache: type[PagedCache] = PagedCache,
         flags_visual: bool = False,
         keeps_hidden: bool = False,
         taps: Sequence[int] = (),
+        watches: bool = False,
     ) -> None:
         self.model = model
         self.kv = PagedKV(page_size, flags_visual=flags_visual)
         self.visual_mass: list[Tensor] = []
         self.hidden: Tensor | None = None
         self.states: Tensor | None = None
+        self.gaze: list[Tensor | None] = []
+        self._watches = watches
         self._head = LastHidden(model) if keeps_hidden else None
         self._taps = Taps(model, taps) if taps else None
         self._budget = kv_cache_bytes
-        self.cache = cache(model.config.get_text_config(decoder=True))
+        text_config = model.config.get_text_config(decoder=True)
+        self.cache = cache(text_config)
+        self._layers: int = text_config.num_hidden_layers
         if self.cache.keeps_states and not self._keeps_states:
             raise ValueError(
                 f"{type(model).__name__} keeps more of a text than keys, by linear attention or "
@@ -105,7 +119,7 @@ class PagedModel:
             )
         self._expands = False  # its layers change their keys after caching them
         self.seconds = 0.0  # spent inside the model's own forward
-        self._seam = _seam(model)
+        self._seam = seam_of(model)
         self._embedding = model.get_input_embeddings()
         self._keeps_logits = "logits_to_keep" in inspect.signature(model.forward).parameters
 
@@ -126,17 +140,26 @@ class PagedModel:
         length = (ids if ids is not None else inputs["inputs_embeds"]).shape[1]
         for row in rows:
             self.kv.extend(row.sequence, range(length - row.start))
-        logits = self._run(hook.Prefill(self.kv, rows), inputs)[:, -1]
+        gaze = Gaze(self._layers) if self._watches else None
+        logits = self._run(hook.Prefill(self.kv, rows, gaze), inputs)[:, -1]
+        self.gaze = _said(gaze, len(rows))
         for row in rows:
             self.kv.commit(row.sequence, range(len(row.sequence.scratch_depths)))
         return logits if len(rows) == len(logits) else logits[[row.row for row in rows]]
 
-    def forward(self, batch: Sequence[NodeBatch], *, keep: Tensor | None = None) -> Tensor:
+    def forward(
+        self,
+        batch: Sequence[NodeBatch],
+        *,
+        keep: Tensor | None = None,
+        bypass: Bypass | None = None,
+    ) -> Tensor:
         """Run the new nodes of all sequences in one forward; they stay as scratch.
 
         Args:
             batch: at most one entry per sequence.
             keep: rows whose logits are wanted, int64 ``(K,)``; ``None`` is all.
+            bypass: layers that are left out.
 
         Returns:
             logits ``(N, V)``, or ``(K, V)``: the packed nodes in the order of ``batch``.
@@ -149,9 +172,10 @@ class PagedModel:
             if keep is not None and self._keeps_logits:
                 inputs["logits_to_keep"] = keep
             rows = [
-                hook.TreeRows(nodes.sequence, len(nodes.tokens), nodes.visible) for nodes in batch
+                hook.TreeRows(nodes.sequence, len(nodes.tokens), nodes.visible, nodes.watched)
+                for nodes in batch
             ]
-            logits = self._over_nodes(rows, inputs)[0]
+            logits = self._over_nodes(rows, inputs, bypass)[0]
         if self.states is not None:
             self.states = self.states[0]
         return logits if keep is None or self._keeps_logits else logits[keep]
@@ -169,21 +193,29 @@ class PagedModel:
             OutOfPages: the page limit is reached; some of it may have been committed.
         """
         logits: dict[int, Tensor] = {}
+        looked: dict[int, Tensor | None] = {}
         states: list[list[Tensor]] = [[] for _ in texts]
         for start in range(0, max(len(text.tokens) for text in texts), PIECE):
             pieces = {}
             for index, text in enumerate(texts):
                 tokens = text.tokens[start : start + PIECE]
                 if tokens:
-                    pieces[index] = text._replace(tokens=tokens, depths=range(len(tokens)))
+                    last = start + len(tokens) == len(text.tokens)
+                    pieces[index] = text._replace(
+                        tokens=tokens,
+                        depths=range(len(tokens)),
+                        watched=len(tokens) - 1 if last and self._watches else None,
+                    )
             sizes = [len(piece.tokens) for piece in pieces.values()]
             keep = torch.tensor([end - 1 for end in accumulate(sizes)])
             logits |= zip(pieces, self.forward(list(pieces.values()), keep=keep), strict=True)
+            looked |= zip(pieces, self.gaze, strict=True)
             if self.states is not None:
                 for index, part in zip(pieces, self.states.split(sizes), strict=True):
                     states[index].append(part)
             for piece in pieces.values():
                 self.commit(piece.sequence, range(len(piece.tokens)))
+        self.gaze = [looked[index] for index in range(len(texts))]
         behind = torch.stack([logits[index] for index in range(len(texts))])
         return behind, [torch.cat(parts) for parts in states if parts]
 
@@ -214,7 +246,7 @@ class PagedModel:
         for nodes in batch:
             offsets = [0] * rows if nodes.offset is None else nodes.offset.tolist()
             for row, offset in zip(positions, offsets, strict=True):
-                first = nodes.sequence.committed + offset
+                first = nodes.sequence.end + offset
                 row += [first + depth for depth in nodes.depths]
         ids = torch.tensor(positions, device=device)
         return {
@@ -222,12 +254,20 @@ class PagedModel:
             "position_ids": ids if rows == 1 else ids[:, None],
         }
 
-    def _over_nodes(self, rows: Sequence[hook.TreeRows], inputs: Mapping[str, Any]) -> Tensor:
+    def _over_nodes(
+        self,
+        rows: Sequence[hook.TreeRows],
+        inputs: Mapping[str, Any],
+        bypass: Bypass | None = None,
+    ) -> Tensor:
         if not self._expands:
             try:
-                forward = hook.TreeForward(self.kv, rows)
-                logits = self._run(forward, inputs)
+                watched = any(row.watched is not None for row in rows)
+                gaze = Gaze(self._layers) if watched else None
+                forward = hook.TreeForward(self.kv, rows, gaze)
+                logits = self._run(forward, inputs, bypass)
                 self.visual_mass = forward.visual_mass
+                self.gaze = _said(gaze, len(rows))
                 return logits
             except hook.KeysChanged:  # by the first layer; once in the life of a model
                 self._expands = True
@@ -236,9 +276,15 @@ class PagedModel:
                 f"{type(self.model).__name__} changes its keys after caching them, as multi-head "
                 "latent attention does; specdec gives no visual mass of such models"
             )
-        return self._run(DenseForward(self.kv, rows), inputs)
+        self.gaze = [None] * len(rows)
+        return self._run(DenseForward(self.kv, rows), inputs, bypass)
 
-    def _run(self, forward: hook.Prefill | hook.OverNodes, inputs: Mapping[str, Any]) -> Tensor:
+    def _run(
+        self,
+        forward: hook.Prefill | hook.OverNodes,
+        inputs: Mapping[str, Any],
+        bypass: Bypass | None = None,
+    ) -> Tensor:
         # Through vars(): a config's own __setattr__ takes longer than all the rest.
         configs = [vars(config) for config in self._seam.text_configs]
         with self._seam.switching:
@@ -251,6 +297,8 @@ class PagedModel:
                 with ExitStack() as watching:
                     if self._head is not None:
                         watching.enter_context(self._head.watched())
+                    if bypass is not None:
+                        watching.enter_context(bypass.active())
                     if self._taps is not None:
                         watching.enter_context(self._taps.watched())
                     out = self.model(
@@ -278,61 +326,5 @@ class PagedModel:
             self._budget = None
 
 
-# Found once per model: it takes as long as a forward of a small drafter.
-_SEAMS: WeakKeyDictionary[PreTrainedModel, Seam] = WeakKeyDictionary()
-_LOOKING = threading.Lock()  # held while a model's attention is switched to see what changes
-
-
-class Seam(NamedTuple):
-    """Where a model's text tower is attached to.
-
-    Attributes:
-        config: the model's, when ``text_configs`` were found.
-        text_configs: see :func:`text_attention_configs`.
-        switching: held while they are switched, so that two threads can use the model in turns.
-    """
-
-    config: PretrainedConfig
-    text_configs: list[PretrainedConfig]
-    switching: threading.Lock
-
-
-def _seam(model: PreTrainedModel) -> Seam:
-    """The model's seam, found once as long as it has the same config."""
-    with _LOOKING:
-        known = _SEAMS.get(model)
-        if known is None or known.config is not model.config:
-            known = Seam(model.config, text_attention_configs(model), threading.Lock())
-            _SEAMS[model] = known
-        return known
-
-
-def text_attention_configs(model: PreTrainedModel) -> list[PretrainedConfig]:
-    """The configs that name the attention of the text tower, and of nothing else.
-
-    Found by letting transformers switch the text tower once and seeing which configs changed; the
-    model is left as it was.
-
-    Raises:
-        ValueError: transformers would not switch it.
-    """
-    hook.register()
-    text = model.config.get_text_config(decoder=True)
-    key = next((k for k in model.config.sub_configs if getattr(model.config, k) is text), None)
-    if key is None and text is not model.config:
-        raise ValueError(f"{type(model).__name__}: its text config is not one of its sub-configs")
-    configs = {id(m.config): m.config for m in model.modules() if isinstance(m, PreTrainedModel)}
-    configs[id(text)] = text
-    before = {index: config._attn_implementation for index, config in configs.items()}
-    try:
-        model.set_attn_implementation(hook.NAME if key is None else {key: hook.NAME})
-        changed = [c for c in configs.values() if c._attn_implementation == hook.NAME]
-    finally:
-        for index, config in configs.items():
-            config._attn_implementation_internal = before[index]
-    if not any(config is text for config in changed):
-        raise ValueError(
-            f"{type(model).__name__} does not support transformers' attention interface, "
-            "so specdec cannot attach to it"
-        )
-    return changed
+def _said(gaze: Gaze | None, texts: int) -> list[Tensor | None]:
+    return [None if gaze is None else gaze.of(text) for text in range(texts)]

@@ -11,6 +11,7 @@ from transformers import PreTrainedModel
 
 from specdec.cache import SequenceKV
 from specdec.runtime import hook
+from specdec.runtime.bypass import Bypass
 from specdec.runtime.hook import PrefillRow
 from specdec.runtime.paged_model import NodeBatch, PagedModel
 from specdec.runtime.states import Beside, Kinds, Layers, StatefulCache
@@ -77,8 +78,15 @@ class StatefulModel(PagedModel):
         self._before = self._after = self._kinds.fresh()
         return logits
 
-    def forward(self, batch: Sequence[NodeBatch], *, keep: Tensor | None = None) -> Tensor:
+    def forward(
+        self,
+        batch: Sequence[NodeBatch],
+        *,
+        keep: Tensor | None = None,
+        bypass: Bypass | None = None,
+    ) -> Tensor:
         """As in :class:`PagedModel`; nodes are new ones, and chains where states are recurrent."""
+        assert bypass is None, "no layer may miss what its state is made of"
         for nodes in batch:
             assert not nodes.sequence.scratch_depths, "states branch off committed text only"
             beside = _beside(nodes.sequence)
@@ -99,6 +107,7 @@ class StatefulModel(PagedModel):
             self.hidden = torch.cat(hidden)
         if states:
             self.states = torch.cat(states)
+        self.gaze = [None] * len(batch)
         every = torch.cat(logits)
         return every if keep is None else every[keep]
 
@@ -143,7 +152,12 @@ class StatefulModel(PagedModel):
         beside.after = self._after
         return logits
 
-    def _run(self, forward: hook.Prefill | hook.OverNodes, inputs: Mapping[str, Any]) -> Tensor:
+    def _run(
+        self,
+        forward: hook.Prefill | hook.OverNodes,
+        inputs: Mapping[str, Any],
+        bypass: Bypass | None = None,
+    ) -> Tensor:
         self._after = self._kinds.written(self._before)
         cache = self.cache
         assert isinstance(cache, StatefulCache)
@@ -151,7 +165,7 @@ class StatefulModel(PagedModel):
         if isinstance(forward, hook.TreeForward):
             held = (getattr(layer, "keys", None) for layer in self._after.values())
             forward.unpaged = frozenset(id(keys) for keys in held)
-        return super()._run(forward, inputs)
+        return super()._run(forward, inputs, bypass)
 
 
 def _beside(sequence: SequenceKV) -> Beside:

@@ -26,7 +26,7 @@ from transformers.cache_utils import (
 )
 from transformers.configuration_utils import PretrainedConfig
 
-from specdec.runtime.hook import RECURRENT, PagedCache, PagedLayer
+from specdec.runtime.paged_cache import RECURRENT, PagedCache, PagedLayer
 
 # Any: linear-attention layers and those with keys have no common type.
 Layers = dict[int, Any]

@@ -44,12 +44,14 @@ class Cache(RuleBasedStateMachine):
 
     sequences = Bundle("sequences")
     views = Bundle("views")
+    prunings = Bundle("prunings")
 
     def __init__(self) -> None:
         super().__init__()
         self.kv = PagedKV(PAGE, LIMIT)
         self.held: dict[SequenceKV, tuple[list[int], list[list[int]]]] = {}
         self.seen: dict[PageView, list[float]] = {}
+        self.pruned: dict[SequenceKV, list[float]] = {}
 
     def keys(self, text: list[int], lead: int) -> list[bytes]:
         keys = [bytes([lead])]
@@ -169,6 +171,44 @@ class Cache(RuleBasedStateMachine):
         ]
         return view
 
+    @rule(target=prunings, sequence=sequences, data=st.data())
+    def prune(self, sequence: SequenceKV, data: Any) -> SequenceKV | None:
+        """Some of its pages, the begun one among them, and drafts behind them."""
+        if sequence not in self.held or self.held[sequence][1]:
+            return None
+        text, _ = self.held[sequence]
+        full, used = sequence.full_pages(PAGE), -(-(sequence.lead + len(text)) // PAGE)
+        used = used if text else 0
+        chosen = data.draw(st.sets(st.integers(0, max(full - 1, 0)))) if full else set()
+        pages = sorted(chosen | set(range(full, used)))
+        pruned = self.kv.prune(sequence, pages)
+        places = [i for i in range(len(text)) if (sequence.lead + i) // PAGE in pages]
+        assert pruned.committed_places().tolist() == places
+        assert pruned.end == len(text)
+        for place in range(len(text) + 3):
+            before = sum(kept < place for kept in [*places, *range(len(text), place)])
+            assert pruned.index(torch.tensor([place])).tolist() == [before]
+        self.pruned[pruned] = [row_of(text[: i + 1]) for i in places]
+        return pruned
+
+    @rule(pruned=prunings, count=st.integers(1, 4))
+    def draft(self, pruned: SequenceKV | None, count: int) -> None:
+        if pruned is None or pruned not in self.pruned:
+            return
+        try:
+            self.kv.extend(pruned, range(count))
+        except OutOfPages:
+            return
+        rows = [-1000.0 - len(self.pruned[pruned]) - i for i in range(count)]
+        self.write(pruned, count, rows)
+        self.pruned[pruned] += rows
+
+    @rule(pruned=consumes(prunings))
+    def forget(self, pruned: SequenceKV | None) -> None:
+        if pruned is not None:
+            self.kv.free(pruned)
+            del self.pruned[pruned]
+
     @rule(view=consumes(views))
     def close(self, view: PageView | None) -> None:
         if view is not None:
@@ -188,6 +228,8 @@ class Cache(RuleBasedStateMachine):
             rows = [row_of(text[: i + 1]) for i in range(len(text))]
             rows += [row_of(text + path) for path in scratch]
             self.expect(self.kv.slots(sequence, 0, sequence.length), rows)
+        for pruned, rows in self.pruned.items():
+            self.expect(self.kv.slots(pruned, 0, pruned.length), rows)
         for view, rows in self.seen.items():
             self.expect(self.kv.view_slots(view), rows)
 
@@ -202,6 +244,8 @@ class Cache(RuleBasedStateMachine):
         """Whatever is freed comes back, and what is cached can all be given away."""
         for sequence in list(self.held):
             self.kv.free(sequence)
+        for pruned in list(self.pruned):
+            self.kv.free(pruned)
         for view in list(self.seen):
             self.kv.close(view)
         assert self.kv.allocator.num_taken == 0

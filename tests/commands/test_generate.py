@@ -173,7 +173,7 @@ def test_refusal_of_generate_is_one_line(
         (("--tree", "9,9,9"), r"--tree 9,9,9 has 819 drafted tokens, at most 256"),
         (("--tree", "999999999999"), r"--tree 999999999999 has"),
         (("--top-p", "0.5"), "--top-p has no effect.*--temperature"),
-        (("--drafter", "no/such"), "--drafter no/such: no such folder.*ngram or none"),
+        (("--drafter", "no/such"), "--drafter no/such: no such folder.*ngram, self_pruned or none"),
         (("--image", "{picture}"), "text model .*no --image"),
         (("--prompt", ""), "the prompt has no tokens"),
         (("--prompt", "w5 " * 40), "40 tokens, 0 of them for images.* context of 32"),

@@ -33,7 +33,7 @@ def test_any_causal_language_model_drafts(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("contents", "message"),
     [
-        ('{"kind": "eagle", "format_version": 1}', "kind 'eagle'"),
+        ('{"kind": "oracle", "format_version": 1}', "kind 'oracle'"),
         ('{"kind": "text_only", "format_version": 9}', "format 9"),
         ("{", "not JSON"),
     ],

@@ -13,6 +13,7 @@ from specdec.eval.gpu_suite import gpu_suite
 from support.devices import DEVICES
 
 SMALL = Problem(48, 2, 3, shared=16, heads=4, kv_heads=2, head_dim=16, dtype=torch.float32)
+SHORT = {"heads": 2, "kv_heads": 1, "head_dim": 16, "dtype": torch.float32}
 
 
 def once(run: attention.Run) -> float:
@@ -52,9 +53,30 @@ def test_no_time_for_a_wrong_result(device: str) -> None:
 
 @pytest.mark.parametrize("device", DEVICES)
 def test_sharing_reads_a_prefix_once(device: str) -> None:
-    sizes = {"heads": 2, "kv_heads": 1, "head_dim": 16, "dtype": torch.float32}
-    result = attention.sharing(torch.device(device), once, prefix=32, **sizes)
+    result = attention.sharing(torch.device(device), once, prefix=32, **SHORT)
     assert result["ratio"] == 1.0
+
+
+@pytest.mark.parametrize("device", DEVICES)
+def test_keys_beside_are_timed_three_ways(device: str) -> None:
+    """Times that change places, or a ratio that is upside down."""
+    seen = []
+
+    def timer(run: attention.Run) -> float:
+        seen.append(run().shape)
+        return float(len(seen))
+
+    found = attention.beside(torch.device(device), timer, keys=160, batch=3, nodes=2, **SHORT)
+    assert seen == [(1, 2, 6, 16)] * 3
+    assert [found[name] for name in ("apart_ms", "shared_ms", "text_ms")] == [1, 2, 3]
+    assert found["ratio"] == pytest.approx(1 / 3)
+
+
+@pytest.mark.parametrize("device", DEVICES)
+def test_no_time_for_a_wrong_result_beside(device: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(attention.GATE, torch.float32, -1.0)
+    with pytest.raises(ValueError, match="differs"):
+        attention.beside(torch.device(device), once, keys=32, batch=1, nodes=1, **SHORT)
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="says what happens without a GPU")

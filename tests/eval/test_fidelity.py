@@ -126,7 +126,7 @@ def test_oracle_knows_what_the_image_decides(demo: Demo) -> None:
     said = said[inputs["input_ids"].shape[1] :].tolist()
     ids = inputs.pop("input_ids")
     with torch.no_grad():
-        (handle,), _, _ = verifier.prefill(Prompt(ids, (0,), inputs), room=64)
+        (handle,) = verifier.prefill(Prompt(ids, (0,), inputs), room=64).handles
         labels, grades = list[float](), list[float]()
         # The text is kept three tokens at a time; the first child of each root is a wrong one.
         for start in range(0, 21, 3):

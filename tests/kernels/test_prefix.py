@@ -33,6 +33,16 @@ def test_what_saves_too_little_is_left_alone() -> None:
         assert bool(prefix_groups(tables, 16)) == grouped
 
 
+def test_tables_that_part_and_meet_again() -> None:
+    """Pruned views of one image: where one page in the middle is the same, those before it need
+    not be; read together, one request would attend to the other's keys."""
+    pages = [*range(100)]
+    one, other = pages.copy(), pages.copy()
+    other[40] = 1000
+    (group,) = prefix_groups([one, other], 16)
+    assert (group.members, group.pages) == ([0, 1], 40)
+
+
 def test_random_tries() -> None:
     """Members that do not share what they are said to share, or one request in two groups."""
     rng = random.Random(0)

@@ -110,7 +110,7 @@ def test_shared_prefixes_are_read_once(window: bool, lead: int, splits: int, dev
     assert [(group.members, group.pages) for group in groups] == [([0, 1, 3], 33)]
     check(case, splits=splits)
     tiles = case.batch.packed(case.query.device, 4).tiles.tolist()
-    prefixes = [tile for tile in tiles if tile[5] == 0]
+    prefixes = [tile for tile in tiles if tile[7] == 0]
     assert {(tile[3], tile[4]) for tile in prefixes} == {(0, 132 - lead)}
     assert sum(tile[2] for tile in prefixes) == 10  # all their rows, and no others
 

@@ -15,7 +15,7 @@ from transformers import DynamicCache, PreTrainedModel
 
 from specdec.cache import OutOfPages
 from specdec.runtime import NodeBatch, PagedModel, PrefillRow, hook, paged_model
-from specdec.runtime.paged_model import text_attention_configs
+from specdec.runtime.seam import text_attention_configs
 from specdec.tree import chain, random_topology
 from support import families
 

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from specdec.kernels import Attended, TreeBatch, TreeRequest, reference
+from specdec.kernels import Attended, Beside, TreeBatch, TreeRequest, reference
 
 WINDOW = 3
 # Rounding of the dtype against a result of order 1; sums are in fp32.
@@ -28,7 +28,20 @@ class Shape(NamedTuple):
     lead: int = 0
 
 
+class Far(NamedTuple):
+    """Keys beside those of one request: how many, how many of its first pages it shares with the
+    first request, and unused slots before all."""
+
+    keys: int
+    shared: int = 0
+    lead: int = 0
+
+
 RAGGED = (Shape(10, 3), Shape(6, 2, before=3, lead=3), Shape(0, 1), Shape(9, 0), Shape(4, 12))
+
+
+# Beside those: one without any, one beside no rows.
+RAGGED_FAR = (Far(13), Far(8, shared=2), Far(0), Far(5), Far(21, lead=2))
 
 
 class Case(NamedTuple):
@@ -101,6 +114,41 @@ def make_case(
     return Case(*headed, batch, options)
 
 
+def with_beside(
+    case: Case,
+    fars: Sequence[Far],
+    *,
+    dtype: torch.dtype = torch.float32,
+    page_size: int = 8,
+    contiguous: bool = False,
+    seed: int = 0,
+) -> Case:
+    """The case with keys beside those of its requests, in pools of their own with nan wherever no
+    key is. Pages lie anywhere, or with ``contiguous`` one behind another."""
+    torch.manual_seed(seed + 1)
+    rng = random.Random(seed)
+    kv_heads, dim, value_dim = case.keys.shape[1], case.keys.shape[3], case.values.shape[3]
+    most = [-(-(far.lead + far.keys) // page_size) for far in fars]
+    free = list(range(sum(most) + 3))[::-1]
+    if not contiguous:
+        rng.shuffle(free)
+    keys = torch.full((len(free) * page_size, kv_heads, dim), math.nan, dtype=dtype)
+    values = torch.full((len(free) * page_size, kv_heads, value_dim), math.nan, dtype=dtype)
+    requests: list[TreeRequest] = []
+    for far, count, own in zip(fars, most, case.batch.requests, strict=True):
+        shared = list(requests[0].pages[: far.shared]) if far.shared else []
+        pages = (*shared, *(free.pop() for _ in range(count - far.shared)))
+        request = TreeRequest(pages, far.keys, (), own.nodes, None, far.lead, contiguous)
+        for place in range(max(far.shared * page_size - far.lead, 0), far.keys):
+            slot = request.slot(place, page_size)
+            keys[slot] = torch.randn(kv_heads, dim).to(dtype)
+            values[slot] = torch.randn(kv_heads, value_dim).to(dtype)
+        requests.append(request)
+    headed = (t.to(case.query.device).transpose(0, 1)[None] for t in (keys, values))
+    beside = Beside(*headed, TreeBatch(requests, page_size))
+    return case._replace(options={**case.options, "beside": beside})
+
+
 def random_tree(nodes: int, rng: random.Random) -> tuple[Tensor, list[int]]:
     """What each node sees, bool ``(nodes, nodes)``, and depths, of a random tree; its root may
     have any number of siblings."""
@@ -114,7 +162,7 @@ def random_tree(nodes: int, rng: random.Random) -> tuple[Tensor, list[int]]:
 
 
 def oracle(case: Case) -> Attended:
-    """One row, head and key at a time, in float64."""
+    """One row, head and key at a time, in float64. Keys beside are seen by every row."""
     query, keys, values = (t.cpu().double()[0] for t in (case.query, case.keys, case.values))
     heads, rows, _ = query.shape
     groups = heads // keys.shape[0]
@@ -122,9 +170,17 @@ def oracle(case: Case) -> Attended:
     mass = torch.zeros(rows, heads, dtype=torch.float64)
     scale, softcap = case.options["scale"], case.options["softcap"]
     first, sinks = case.options["first"], case.options["sinks"]
+    beside = case.options.get("beside")
+    flags = case.batch.visual if beside is None else None
+    if beside is not None:
+        far_keys, far_values = (t.cpu().double()[0] for t in beside[:2])
     row = 0
     size = case.batch.page_size
-    for request in case.batch.requests:
+    for index, request in enumerate(case.batch.requests):
+        far: list[int] = []
+        if beside is not None:
+            other = beside.batch.requests[index]
+            far = [other.slot(at, beside.batch.page_size) for at in range(other.committed)]
         for node in range(len(request.depths) - request.nodes, len(request.depths)):
             seen = []
             for place in range(request.length):
@@ -142,19 +198,25 @@ def oracle(case: Case) -> Attended:
                 if first is None or position >= first[row]:
                     seen.append(request.slot(place, size))
             for head in range(heads):
+                kv = head // groups
+                key_rows = [keys[kv, slot] for slot in seen]
+                value_rows = [values[kv, slot] for slot in seen]
+                key_rows += [far_keys[kv, slot] for slot in far]
+                value_rows += [far_values[kv, slot] for slot in far]
                 logits = []
-                for slot in seen:
-                    logit = float(query[head, row] @ keys[head // groups, slot]) * scale
+                for key in key_rows:
+                    logit = float(query[head, row] @ key) * scale
                     logits.append(softcap * math.tanh(logit / softcap) if softcap else logit)
                 if sinks is not None:
                     logits.append(float(sinks[head]))
                 weights = torch.tensor(logits, dtype=torch.float64).softmax(0)
-                for weight, slot in zip(weights[: len(seen)], seen, strict=True):
-                    out[head, row] += weight * values[head // groups, slot]
-                    if case.batch.visual is not None and case.batch.visual[slot]:
-                        mass[row, head] += weight
+                for weight, value in zip(weights[: len(value_rows)], value_rows, strict=True):
+                    out[head, row] += weight * value
+                if flags is not None:
+                    for weight, slot in zip(weights[: len(seen)], seen, strict=True):
+                        mass[row, head] += weight * int(flags[slot])
             row += 1
-    return Attended(out[None], None if case.batch.visual is None else mass)
+    return Attended(out[None], None if flags is None else mass)
 
 
 def attend(case: Case, splits: int | None = None) -> Attended:
@@ -174,6 +236,9 @@ def in_float(case: Case) -> Attended:
         name: option.cpu() if isinstance(option, Tensor) else option
         for name, option in case.options.items()
     }
+    if (beside := options.get("beside")) is not None:
+        far_keys, far_values = (t.cpu().float() for t in beside[:2])
+        options["beside"] = Beside(far_keys, far_values, beside.batch)
     return reference.tree_attention(query, keys, values, batch, **options)
 
 
@@ -182,7 +247,10 @@ def check(case: Case, expected: Attended | None = None, splits: int | None = Non
     if expected is None:
         expected = in_float(case)
     found = attend(case, splits)
-    bound = TOLERANCE[case.query.dtype]
+    dtypes = [case.query.dtype]
+    if (beside := case.options.get("beside")) is not None:
+        dtypes.append(beside.keys.dtype)  # to which queries and weights are rounded
+    bound = max(TOLERANCE[dtype] for dtype in dtypes)
     out = found.out.cpu().double()
     torch.testing.assert_close(out, expected.out.double(), atol=bound, rtol=bound)
     assert (found.visual_mass is None) == (expected.visual_mass is None)

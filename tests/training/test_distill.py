@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import json
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +13,11 @@ from typer.testing import CliRunner
 
 import specdec
 from specdec.drafters import TextOnlyDrafter, load_drafter
-from specdec.training import answers, distill, student
-from specdec.training.answers import Example, Shards, Teacher
-from specdec.training.prompts import Asked, Asking, FolderPrompts
+from specdec.training import distill, student
+from specdec.training.answers import Teacher
+from specdec.training.examples import Example, Examples, without_visual
+from specdec.training.prompts import Asked, Asking
+from specdec.training.shards import AnswerShards
 from specdec.tree import chain
 from specdec.verifiers import TransformersVerifier
 from support import families, processors
@@ -25,161 +26,25 @@ SIZE = student.Size(layers=1, hidden=16, intermediate=24, heads=2, kv_heads=1)
 
 
 @pytest.fixture(scope="module")
-def teacher() -> Teacher:
-    model = families.build("llava").model
-    return Teacher(model, processors.build(), max_new_tokens=8, top=4)
-
-
-@pytest.fixture(scope="module")
-def prompts(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder of prompts: two thirds with one image, the rest with two."""
-    folder = tmp_path_factory.mktemp("prompts")
-    rows = []
-    for i in range(30):
-        processors.image(i).save(folder / f"{i}.png")
-        text = processors.messages(i)[0]["content"][-1]["text"]
-        images = {"image": f"{i}.png"} if i % 3 else {"images": [f"{i}.png", "0.png"]}
-        rows.append(json.dumps({**images, "prompt": text}))
-    (folder / "prompts.jsonl").write_text("\n".join(rows) + "\n")
-    return folder
-
-
-@pytest.fixture(scope="module")
-def examples(teacher: Teacher) -> list[Example]:
+def examples(teacher: Teacher, tmp_path_factory: pytest.TempPathFactory) -> list[Example]:
     asked = [Asked(processors.messages(i), [processors.image(i)]) for i in range(8)]
-    return [e for t in (0.0, 1.0) for e in teacher.answer(Asking(asked, t), seed=1)]
+    return read(teacher, asked, tmp_path_factory.mktemp("answers"))
 
 
-def test_answers_are_those_of_generate(teacher: Teacher) -> None:
-    """Padding, dropped visual tokens and the end of an answer are all places to be off by one.
-    A batch of ragged prompts must yield what each prompt alone does, and the recorded
-    probabilities must be the model's own (1e-4: fp32, other shapes).
-    """
-    asked = [Asked(processors.messages(i, 2), [processors.image(i)] * 2) for i in range(4)]
-    for each, example in zip(asked, teacher.answer(Asking(asked, 0.0), seed=0), strict=True):
-        inputs = teacher.inputs([each])
-        out: Any = teacher.model
-        out = out.generate(
-            **inputs,
-            max_new_tokens=8,
-            do_sample=False,
-            output_logits=True,
-            return_dict_in_generate=True,
-        )
-        text = [token for token in out.sequences[0].tolist() if token != families.IMAGE]
-        assert example.tokens.tolist() == text
-        assert example.prompt_length == len(text) - len(out.logits)
-        p = torch.cat(out.logits).softmax(-1).topk(4)
-        assert torch.equal(example.top_ids, p.indices)
-        torch.testing.assert_close(example.top_p, p.values, atol=1e-4, rtol=0)
+def read(teacher: Teacher, asked: list[Asked], folder: Path) -> list[Example]:
+    """Greedy and sampled answers, as a drafter has them that sees text only."""
+    shards = AnswerShards(folder)
+    for index, temperature in enumerate((0.0, 1.0)):
+        shards.write(index, teacher.answer(Asking(asked, temperature), seed=1).answers, 1.0)
+    return [without_visual(example) for example in Examples(shards, {families.IMAGE})]
 
 
-def test_an_answer_ends_with_its_first_end(teacher: Teacher) -> None:
-    """Rows that end before the others are padded by `generate`; padding is nothing to learn."""
-    asked = [Asked(processors.messages(i), [processors.image(i)]) for i in range(4)]
-    config: Any = teacher.model.generation_config
-    before = [e.tokens.tolist() for e in teacher.answer(Asking(asked, 0.0), seed=0)]
-    config.eos_token_id = before[0][-5]
-    try:
-        after = teacher.answer(Asking(asked, 0.0), seed=0)
-    finally:
-        config.eos_token_id = families.EOS
-    for tokens, example in zip(before, after, strict=True):
-        told = tokens[-8:]
-        end = told.index(before[0][-5]) + 1 if before[0][-5] in told else 8
-        assert example.tokens.tolist()[example.prompt_length :] == told[:end]
-        assert len(example.top_ids) == len(example.top_p) == end
-
-
-def test_sampling_follows_the_seed_only(teacher: Teacher) -> None:
-    """A shard must not depend on what was drawn before it, nor disturb what is drawn after."""
-    asking = Asking([Asked(processors.messages(0), [processors.image(0)])], 1.0)
-    torch.manual_seed(5)
-    state = torch.get_rng_state()
-    first = teacher.answer(asking, seed=3)[0].tokens
-    assert torch.equal(torch.get_rng_state(), state)
-    torch.manual_seed(6)
-    assert torch.equal(teacher.answer(asking, seed=3)[0].tokens, first)
-    others = [teacher.answer(asking, seed=s)[0].tokens.tolist() for s in range(4, 9)]
-    assert any(other != first.tolist() for other in others)
-
-
-def test_shards_resume_to_the_same_answers(teacher: Teacher, prompts: Path, tmp_path: Path) -> None:
-    """A run that is cut off between shards, or within one, must end with the very shards of an
-    uninterrupted run, and must not answer anything twice.
-    """
-
-    def collect(folder: Path, wanted: int) -> list[int]:
-        source, shards = FolderPrompts(prompts), Shards(folder)
-        steps = answers.collect(teacher, source, shards, wanted=wanted, batch=8, minutes=9)
-        return [count for count, _ in steps]
-
-    whole = collect(tmp_path / "whole", 40)
-    assert whole[-1] >= 40
-    assert all(b - a <= 8 for a, b in pairwise([0, *whole]))
-    collect(tmp_path / "parts", 10)
-    (tmp_path / "parts" / "answers-00002.tmp").write_bytes(b"cut off")
-    rest = collect(tmp_path / "parts", 40)
-    assert rest == [count for count in whole if count > 16]
-    for one, other in zip(
-        Shards(tmp_path / "whole").read()[0], Shards(tmp_path / "parts").read()[0], strict=True
-    ):
-        assert all(
-            torch.equal(torch.as_tensor(a), torch.as_tensor(b))
-            for a, b in zip(one, other, strict=True)
-        )
-
-
-def test_shards_return_what_was_written(examples: list[Example], tmp_path: Path) -> None:
-    """Probabilities are kept in half precision: 1e-3 relative."""
-    shards = Shards(tmp_path / "answers")
-    shards.write(0, examples[:5], 2.0)
-    shards.write(1, examples[5:], 3.5)
-    read, seconds = shards.read()
-    assert seconds == 5.5
-    for one, other in zip(examples, read, strict=True):
-        assert torch.equal(one.tokens, other.tokens)
-        assert one.prompt_length == other.prompt_length
-        assert torch.equal(one.top_ids, other.top_ids)
-        torch.testing.assert_close(one.top_p, other.top_p, rtol=1e-3, atol=1e-6)
-
-
-def test_held_out_prompts_are_never_asked(prompts: Path) -> None:
-    """Acceptance measured on prompts that were learned from would be worth nothing."""
-    source = FolderPrompts(prompts)
-    held_out = {json.dumps(each.messages) for each in source.held_out(99)}
-    asked, temperatures, index = [], set(), 0
-    while (batch := source.batch(index, 8)) is not None:
-        assert len({len(each.images) for each in batch.asked}) == 1
-        asked += [json.dumps(each.messages) for each in batch.asked]
-        temperatures.add(batch.temperature)
-        index += 1
-    assert held_out
-    assert not held_out & set(asked)
-    assert len(asked) == 3 * (30 - len(held_out))
-    assert temperatures == {0.0, 0.7, 1.0}
-
-
-@pytest.mark.parametrize(
-    ("line", "reason"),
-    [
-        ("{", "line 1: expected"),
-        ('{"prompt": "w5"}', "'image'"),
-        ('{"image": "no.png", "prompt": "w5"}', "there is no image"),
-    ],
-)
-def test_a_bad_line_is_named(tmp_path: Path, line: str, reason: str) -> None:
-    (tmp_path / "prompts.jsonl").write_text(line)
-    with pytest.raises(ValueError, match=reason):
-        FolderPrompts(tmp_path)
-
-
-def test_training_reads_what_the_drafter_will_read(teacher: Teacher) -> None:
+def test_training_reads_what_the_drafter_will_read(teacher: Teacher, tmp_path: Path) -> None:
     """Training and serving must agree on which tokens a drafter sees and at which positions, or
     acceptance collapses: the drafted token is the student's argmax on the training row.
     """
     asked = Asked(processors.messages(1, 2), [processors.image(1), processors.image(2)])
-    [example] = teacher.answer(Asking([asked], 0.0), seed=0)
+    example, _ = read(teacher, [asked], tmp_path)
     for seed in range(5):
         model = student.build(teacher.model, SIZE, seed).eval()
         families.sharpen(model)
@@ -263,9 +128,10 @@ def test_resumed_weights_are_bit_identical(
 
 def test_every_answer_is_read_once_an_epoch(examples: list[Example]) -> None:
     order = student.Order([len(e.tokens) for e in examples], 3, seed=4)
+    count = -(-len(examples) // 3)
     for epoch in range(3):
-        steps = range(6 * epoch, 6 * epoch + 6)
-        assert sorted(i for step in steps for i in order(step)) == list(range(16))
+        steps = range(count * epoch, count * (epoch + 1))
+        assert sorted(i for step in steps for i in order(step)) == list(range(len(examples)))
     assert order(7) == student.Order([len(e.tokens) for e in examples], 3, seed=4)(7)
 
 
