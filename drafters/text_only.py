@@ -7,7 +7,8 @@ be smaller; tokens it does not know are dropped like visual ones.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import weakref
+from collections.abc import Hashable, Sequence
 
 import torch
 from transformers import PreTrainedModel
@@ -50,6 +51,11 @@ class TextOnlyDrafter:
         self._visual: frozenset[int] = frozenset()
         self._never = torch.tensor([], dtype=torch.long)  # visual tokens, within the vocabulary
         self._texts = Texts(self._paged)
+
+    @property
+    def identity(self) -> Hashable:
+        """Its model, whoever drafts with it."""
+        return self.name, weakref.ref(self.model), self.siblings, self.calibration
 
     @property
     def model_seconds(self) -> float:

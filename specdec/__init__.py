@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from specdec.drafters import NgramDrafter, TextOnlyDrafter, load_drafter
-    from specdec.engine import Engine
+    from specdec.engine import Adaptive, Engine
     from specdec.generation import decoder, enabled, generate
     from specdec.interfaces import Drafter, DraftRequest, Verifier, VerifierSpec
     from specdec.policies import Relaxed, load_policy, save_policy
@@ -21,6 +21,7 @@ __version__ = "0.1.0.dev0"
 # Loaded on first use, so that `import specdec` is quick and imports no transformers model code.
 _HOMES = {
     "AcceptanceStats": "specdec.stats",
+    "Adaptive": "specdec.engine",
     "DraftRequest": "specdec.interfaces",
     "DraftTree": "specdec.tree",
     "Drafter": "specdec.interfaces",
@@ -46,6 +47,7 @@ _HOMES = {
 
 __all__ = [
     "AcceptanceStats",
+    "Adaptive",
     "DraftRequest",
     "DraftTree",
     "Drafter",

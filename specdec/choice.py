@@ -7,32 +7,41 @@ from typing import Any, NamedTuple
 
 from transformers import PreTrainedModel
 
-from specdec.drafters import NgramDrafter, SelfPrunedDrafter, TextOnlyDrafter, load_drafter
+from specdec.drafters import (
+    EnsembleDrafter,
+    NgramDrafter,
+    SelfPrunedDrafter,
+    TextOnlyDrafter,
+    load_drafter,
+)
 from specdec.drafters.tokenizers import refuse_other_tokenizer, refuse_other_vocabulary
+from specdec.engine import Adaptive
 from specdec.engine.engine import DEFAULT_SHAPE
 from specdec.interfaces import Drafter
 from specdec.tree import Shape, chain
 
-DrafterLike = Drafter | PreTrainedModel | str | PathLike[str] | None
+OneDrafter = Drafter | PreTrainedModel | str | PathLike[str]
+DrafterLike = OneDrafter | list[OneDrafter] | tuple[OneDrafter, ...] | None
+TreeLike = Shape | Adaptive | int | str
 
 
 class Choice(NamedTuple):
     """A drafter, and the largest tree to ask it for."""
 
     drafter: Drafter | None
-    shape: Shape
+    shape: Shape | Adaptive
 
 
 def choose(
-    model: PreTrainedModel, drafter: DrafterLike, tree: Shape | int, kwargs: dict[str, Any]
+    model: PreTrainedModel, drafter: DrafterLike, tree: TreeLike, kwargs: dict[str, Any]
 ) -> Choice:
     """What ``drafter=`` and ``tree=`` mean, or, without them, what transformers' arguments mean;
     these are taken out of ``kwargs``.
 
     Raises:
-        ValueError: no drafter is meant, or several, or one with another tokenizer.
+        ValueError: no drafter is meant, or several, or one with another tokenizer; no tree is.
     """
-    shape = chain(tree) if isinstance(tree, int) else tree
+    shape = resolve_tree(tree)
     tokenizers = kwargs.pop("assistant_tokenizer", None), kwargs.get("tokenizer")
     given = {
         name: kwargs.pop(name, None)
@@ -67,6 +76,21 @@ def choose(
     return Choice(resolve_drafter(drafter, model), shape)
 
 
+def resolve_tree(tree: TreeLike) -> Shape | Adaptive:
+    """The largest tree that a ``tree=`` argument means.
+
+    Raises:
+        ValueError: it means none.
+    """
+    if isinstance(tree, str):
+        if tree != "auto":
+            raise ValueError(
+                f'tree={tree!r}: expected "auto", a number of tokens, a tree or an Adaptive'
+            )
+        return Adaptive()
+    return chain(tree) if isinstance(tree, int) else tree
+
+
 def resolve_drafter(drafter: DrafterLike, model: PreTrainedModel) -> Drafter | None:
     """The drafter that a ``drafter=`` argument means.
 
@@ -75,6 +99,9 @@ def resolve_drafter(drafter: DrafterLike, model: PreTrainedModel) -> Drafter | N
     """
     if drafter is None or isinstance(drafter, Drafter):
         return drafter
+    if isinstance(drafter, (list, tuple)):
+        members = [resolve_drafter(each, model) for each in drafter]
+        return EnsembleDrafter([_named(member) for member in members])
     if isinstance(drafter, PreTrainedModel):
         refuse_other_tokenizer(drafter.name_or_path, model.name_or_path)
         return TextOnlyDrafter(drafter)
@@ -82,9 +109,15 @@ def resolve_drafter(drafter: DrafterLike, model: PreTrainedModel) -> Drafter | N
         return NgramDrafter()
     if drafter == "self_pruned":
         return SelfPrunedDrafter()
-    if isinstance(drafter, (str, PathLike)):
+    if isinstance(drafter, str | PathLike):
         return load_drafter(drafter, model)
     raise ValueError(
         f"drafter={type(drafter).__name__}: expected a Drafter, a transformers causal language "
-        'model, the path of a saved drafter, "ngram", "self_pruned" or None'
+        'model, the path of a saved drafter, "ngram", "self_pruned", a list of these, or None'
     )
+
+
+def _named(member: Drafter | None) -> Drafter:
+    if member is None:
+        raise ValueError("drafter=[…, None, …]: None is no drafter; leave it out")
+    return member

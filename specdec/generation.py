@@ -31,7 +31,14 @@ from specdec.arguments import (
     shows_states,
     stop_tokens,
 )
-from specdec.choice import Choice, DrafterLike, choose, resolve_drafter
+from specdec.choice import (
+    Choice,
+    DrafterLike,
+    TreeLike,
+    choose,
+    resolve_drafter,
+    resolve_tree,
+)
 from specdec.engine import Emission, Engine
 from specdec.engine.engine import DEFAULT_SHAPE
 from specdec.engine.estimates import needs
@@ -40,7 +47,6 @@ from specdec.outputs import Columns, assemble, sequences_of
 from specdec.policies import Acceptance, Speaker, resolve
 from specdec.states import Shown, give_keys, gives_keys, run_prompt, show
 from specdec.switch import replaced
-from specdec.tree import Shape, chain
 from specdec.verifiers import TransformersVerifier
 from specdec.verifiers.spec import read_spec
 
@@ -49,7 +55,7 @@ def generate(
     model: PreTrainedModel,
     *args: Any,
     drafter: DrafterLike = None,
-    tree: Shape | int = DEFAULT_SHAPE,
+    tree: TreeLike = DEFAULT_SHAPE,
     acceptance: Acceptance = "lossless",
     generator: torch.Generator | None = None,
     on_emission: Callable[[Emission], None] | None = None,
@@ -64,10 +70,13 @@ def generate(
         *args: as for ``model.generate``.
         drafter: a :class:`Drafter`; a transformers causal language model with the same tokenizer
             (it drafts without seeing the image); the path of a saved drafter; ``"ngram"``;
-            ``"self_pruned"``, the model itself with a part of the image.
+            ``"self_pruned"``, the model itself with a part of the image; a list of several, whose
+            drafts are merged.
             Without it ``assistant_model=`` and ``prompt_lookup_num_tokens=`` say who drafts, as for
             ``model.generate``; without these the model decodes plainly.
-        tree: the largest tree to draft; an int is a chain of that many tokens.
+        tree: the largest tree to draft; an int is a chain of that many tokens. An
+            :class:`Adaptive` drafts as much as pays and remembers from call to call what does;
+            ``"auto"`` is a new one.
         acceptance: ``"lossless"``: greedy answers are those of ``model.generate``, sampled ones
             follow the same distribution. A :class:`Relaxed`, or the path of a policy file that
             ``specdec calibrate`` has written: they may differ, within its bound, where the image
@@ -123,7 +132,7 @@ def generate(
 def decoder(
     drafter: DrafterLike,
     *,
-    tree: Shape | int = DEFAULT_SHAPE,
+    tree: TreeLike = DEFAULT_SHAPE,
     acceptance: Acceptance = "lossless",
 ) -> Callable[..., Any]:
     """A callable for ``model.generate(custom_generate=...)``.
@@ -131,6 +140,7 @@ def decoder(
     transformers passes neither ``streamer`` nor ``tokenizer`` (which ``stop_strings`` needs)
     through that door, so with them use :func:`generate` or :func:`enabled`.
     """
+    shape = resolve_tree(tree)  # what it measures lasts as long as the decoder
 
     def decode(
         model: PreTrainedModel,
@@ -146,7 +156,7 @@ def decoder(
         prepared = Prepared(
             model, input_ids, logits_processor, stopping_criteria, generation_config, model_kwargs
         )
-        choice = choose(model, drafter, tree, {})
+        choice = choose(model, drafter, shape, {})
         verifier = _verifier(model, rule, choice.drafter)
         engine = _engine(verifier, choice)
         return _decode(engine, verifier, prepared, rule, None)
@@ -159,7 +169,7 @@ def enabled(
     model: PreTrainedModel,
     drafter: DrafterLike,
     *,
-    tree: Shape | int = DEFAULT_SHAPE,
+    tree: TreeLike = DEFAULT_SHAPE,
     acceptance: Acceptance = "lossless",
     kv_cache_bytes: int | None = None,
 ) -> Iterator[PreTrainedModel]:
@@ -175,11 +185,12 @@ def enabled(
     """
     drafter = resolve_drafter(drafter, model)
     verifier = _verifier(model, _rule(model, acceptance, {}), drafter, kv_cache_bytes)
-    _engine(verifier, Choice(drafter, chain(tree) if isinstance(tree, int) else tree))
+    shape = resolve_tree(tree)  # what it measures lasts as long as the context
+    _engine(verifier, Choice(drafter, shape))
     one_call = threading.RLock()  # pages and drafters are not made for two at once
 
     def replacement(*args: Any, **kwargs: Any) -> Any:
-        how: dict[str, Any] = {"drafter": drafter, "tree": tree, "acceptance": acceptance}
+        how: dict[str, Any] = {"drafter": drafter, "tree": shape, "acceptance": acceptance}
         with one_call:
             return generate(model, *args, verifier=verifier, **how, **kwargs)
 

@@ -57,6 +57,7 @@ class AcceptanceStats:
 
     Attributes:
         num_spec_steps: steps.
+        num_plain_steps: those of them that drafted nothing because that would not have paid.
         num_draft_tokens: drafted nodes of all steps.
         num_accepted_draft_tokens: those of them that were accepted; bonus tokens excluded.
         acceptance_histogram: ``{accepted draft tokens in a step: number of such steps}``, sparse.
@@ -74,6 +75,7 @@ class AcceptanceStats:
     """
 
     num_spec_steps: int = 0
+    num_plain_steps: int = 0
     num_draft_tokens: int = 0
     num_accepted_draft_tokens: int = 0
     acceptance_histogram: dict[int, int] = field(default_factory=dict)
@@ -122,6 +124,7 @@ class AcceptanceStats:
     def merge(self, other: AcceptanceStats) -> None:
         """Add the counts and seconds of ``other`` to these."""
         self.num_spec_steps += other.num_spec_steps
+        self.num_plain_steps += other.num_plain_steps
         self.num_draft_tokens += other.num_draft_tokens
         self.num_accepted_draft_tokens += other.num_accepted_draft_tokens
         self.merge_tokens(other)

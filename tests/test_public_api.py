@@ -11,6 +11,7 @@ import specdec
 
 PUBLIC = [
     "AcceptanceStats",
+    "Adaptive",
     "DraftRequest",
     "DraftTree",
     "Drafter",

@@ -94,6 +94,7 @@ def test_names_are_those_of_vllm() -> None:
         "bound_spent",
         "acceptance_histogram",
         "num_spec_steps",
+        "num_plain_steps",
         "num_draft_tokens",
         "num_accepted_draft_tokens",
         "num_accepted_tokens_per_pos",

@@ -7,7 +7,8 @@ what lies behind every node of a tree. Knows nothing of drafting or acceptance.
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+import weakref
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -122,6 +123,11 @@ class TransformersVerifier:
         self.gives = frozenset(name for name, wanted in asked.items() if wanted)
         self.taps = tuple(taps)
         self._prefill_seconds = 0.0
+
+    @property
+    def identity(self) -> Hashable:
+        """Its model, whichever adapter runs it."""
+        return weakref.ref(self.model), self.gives, self.taps
 
     @property
     def model_seconds(self) -> float:

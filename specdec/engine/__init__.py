@@ -1,6 +1,7 @@
 """The decode loop: schedule, draft, verify, accept, commit."""
 
+from specdec.engine.controller import Adaptive
 from specdec.engine.engine import Engine
 from specdec.engine.request import Decoding, Emission, Request
 
-__all__ = ["Decoding", "Emission", "Engine", "Request"]
+__all__ = ["Adaptive", "Decoding", "Emission", "Engine", "Request"]

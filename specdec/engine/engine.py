@@ -16,7 +16,9 @@ from torch import Tensor
 
 from specdec.acceptance import Verdict
 from specdec.cache import OutOfPages
+from specdec.engine.controller import Adaptive, planner_for
 from specdec.engine.estimates import estimates
+from specdec.engine.planner import outcome_of
 from specdec.engine.request import Decoding, Emission, Request
 from specdec.engine.target import Target
 from specdec.engine.together import by_batch
@@ -33,14 +35,17 @@ class Engine:
     Args:
         verifier: the model that decides.
         drafter: the model that proposes; ``None`` decodes plainly.
-        shape: the largest tree to propose.
+        shape: the largest tree to propose; an :class:`Adaptive` proposes as much as pays.
 
     Raises:
         ValueError: the drafter does not fit the verifier, or the shape does not.
     """
 
     def __init__(
-        self, verifier: Verifier, drafter: Drafter | None, shape: Shape = DEFAULT_SHAPE
+        self,
+        verifier: Verifier,
+        drafter: Drafter | None,
+        shape: Shape | Adaptive = DEFAULT_SHAPE,
     ) -> None:
         if drafter is not None:
             drafter.check(verifier.spec)
@@ -51,14 +56,10 @@ class Engine:
                 f"verifier {verifier.spec.name} gives those of {verifier.taps}: make it with "
                 f"taps={self._reads.layers}"
             )
-        if verifier.spec.chains_only and not shape.is_chain:
-            raise ValueError(
-                f"verifier {verifier.spec.name} keeps a state that cannot branch, and the tree of "
-                f"{len(shape)} nodes does: pass tree=k, a chain of k tokens"
-            )
+        self._planner = planner_for(shape, drafter, verifier)
         self.verifier = verifier
         self.drafter = drafter
-        self.shape = shape
+        self.shape = self._planner.largest
         self.stats = AcceptanceStats()
         self._waiting: list[list[Request]] = []  # rows of one prompt each
         self._full = False  # the pages do not suffice for those who wait
@@ -114,6 +115,7 @@ class Engine:
             emissions = self._admit(self._waiting.pop(0))
             if emissions is not None:
                 return emissions
+        began = time.perf_counter()
         with self.timed("draft"):
             trees = self._draft(self._running)
         with self.timed("verify"):
@@ -131,6 +133,8 @@ class Engine:
             for target, verdict in zip(targets, verdicts, strict=True):
                 self._commit(target, verdict)
             self._retire()
+        outcomes = [outcome_of(target) for target in targets]
+        self._planner.observe(outcomes, time.perf_counter() - began)
         return [emission for target in targets for emission in target.emissions]
 
     def close(self) -> None:
@@ -226,11 +230,15 @@ class Engine:
     def _draft(self, running: Sequence[Request]) -> list[DraftTree]:
         if self.drafter is None:
             return [root_only(request.view.tokens[-1]) for request in running]
-        for request in running:
+        shapes = self._planner.shapes([request.view.id for request in running])
+        for request, shape in zip(running, shapes, strict=True):
             # A tree of depth d yields up to d + 1 tokens.
             left = request.decoding.max_length - request.length - 1
             alone = request.decoding.together is None
-            request.view.shape = self.shape.truncate(left if alone else 0)
+            request.held = len(shape) == 1 < len(self.shape)
+            request.view.shape = shape.truncate(left if alone else 0)
+        if all(len(request.view.shape) == 1 for request in running):
+            return [root_only(request.view.tokens[-1]) for request in running]
         before = self.drafter.model_seconds
         trees = self.drafter.propose([request.view for request in running])
         self.stats.times.model_forward += self.drafter.model_seconds - before
@@ -263,6 +271,7 @@ class Engine:
         self.verifier.commit(request.handle, (0, *verdict.path)[: len(target.emissions)])
         for stats in (request.stats, self.stats):
             stats.record_step(len(tree) - 1, accepted, tree.topology.depth)
+            stats.num_plain_steps += request.held
 
     def _retire(self) -> None:
         """Let go of the requests that are finished."""

@@ -80,6 +80,7 @@ class Request:
         row: which row of its batch the request is.
         handle: the verifier's; ``None`` while the request holds no keys.
         finished: the answer is complete.
+        held: nothing was to be drafted in its last step, because that would not have paid.
         scores: per output token its processed scores ``(V,)``, if kept.
         logits: per output token its raw logits ``(V,)``, if kept.
         ledger: per output token how it was accepted; empty without a rule.
@@ -93,6 +94,7 @@ class Request:
     row: int = 0
     handle: Any = None
     finished: bool = False
+    held: bool = False
     stats: AcceptanceStats = field(default_factory=AcceptanceStats)
     scores: list[Tensor] = field(default_factory=list)
     logits: list[Tensor] = field(default_factory=list)

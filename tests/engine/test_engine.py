@@ -18,6 +18,7 @@ from specdec.verifiers import TransformersVerifier
 from support import families
 from support.chi_square import assert_counts_follow
 from support.fake_drafters import GuessingDrafter
+from support.laws import sequence_distribution
 
 
 def prompt_of(ids: Tensor) -> Prompt:
@@ -93,23 +94,6 @@ def test_a_prompt_without_room_is_refused(model: PreTrainedModel) -> None:
     engine = Engine(TransformersVerifier(model), None)
     with pytest.raises(ValueError, match=r"6 tokens, max_length=6.*raise max_length"):
         engine.submit(prompt_of(torch.ones(1, 6, dtype=torch.long)), Decoding(max_length=6))
-
-
-def sequence_distribution(
-    model: PreTrainedModel, ids: Tensor, length: int
-) -> dict[tuple[int, ...], float]:
-    """Probability of every sequence of that length behind ``ids``, by enumeration."""
-    distribution = {(): 1.0}
-    with torch.no_grad():
-        for _ in range(length):
-            rows = [torch.cat([ids[0], torch.tensor(s, dtype=torch.long)]) for s in distribution]
-            probabilities = model(torch.stack(rows)).logits[:, -1].double().softmax(-1)
-            distribution = {
-                (*sequence, token): mass * float(probability)
-                for (sequence, mass), row in zip(distribution.items(), probabilities, strict=True)
-                for token, probability in enumerate(row)
-            }
-    return distribution
 
 
 @pytest.mark.parametrize(

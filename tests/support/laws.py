@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from scipy.stats import binom
 from torch import Tensor
+from transformers import PreTrainedModel
 
 from specdec.acceptance import Verdict, accept_sampled
 from specdec.sampling import normalised, sample_children
@@ -209,3 +210,20 @@ def least_tail(counts: np.ndarray, law: np.ndarray) -> float:
     n = counts[0]
     tails = np.minimum(binom.cdf(counts, n, law), binom.sf(counts - 1, n, law))
     return float(2 * len(counts) * tails.min())
+
+
+def sequence_distribution(
+    model: PreTrainedModel, ids: Tensor, length: int
+) -> dict[tuple[int, ...], float]:
+    """Probability of every sequence of that length behind ``ids``, by enumeration."""
+    distribution = {(): 1.0}
+    with torch.no_grad():
+        for _ in range(length):
+            rows = [torch.cat([ids[0], torch.tensor(s, dtype=torch.long)]) for s in distribution]
+            probabilities = model(torch.stack(rows)).logits[:, -1].double().softmax(-1)
+            distribution = {
+                (*sequence, token): mass * float(probability)
+                for (sequence, mass), row in zip(distribution.items(), probabilities, strict=True)
+                for token, probability in enumerate(row)
+            }
+    return distribution

@@ -1,0 +1,280 @@
+"""How much to draft: as much as pays, down to nothing, by what drafting was seen to bring and cost.
+
+Speculation must never be slower than plain decoding. So plain steps are timed first, then a few
+small drafts; from there on the batch drafts what promises the most tokens per second, and where
+nothing promises more than plain decoding, nothing. That is tried again rarely. Knows verifiers,
+drafters and trees by what steps report only.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import OrderedDict
+from collections.abc import Hashable, Sequence
+from dataclasses import dataclass, field
+from typing import Literal
+
+from specdec.engine.measured import Measured
+from specdec.engine.planner import Fixed, Outcome, Planner
+from specdec.engine.rates import Rates
+from specdec.engine.worth import NOTHING, PLAIN, Option, Plan, best, speed
+from specdec.interfaces import Drafter, Verifier, identity_of
+from specdec.tree import Dynamic, Shape, chain
+
+_LARGEST = Dynamic(budget=16, depth=8)
+_PAIRS = 8  # whose measurements are kept
+_GAIN = 1.03  # promised speed, over that of the plan in force, that is worth another plan
+_STALE = 2.0  # observations that those of a request before a pause are worth after it
+_HOPE = 1.0  # standard deviations that acceptance may be better than it looks
+_PATIENCE = 4  # steps between two choices, once acceptance is known
+_LOOK = 48  # steps: how often two are spent on trees a little shallower or deeper
+_PLAIN_EVERY = 128  # steps: where drafting pays, how often a plain one is timed
+_TIMED = 8  # drafted steps after which their cost is known well enough for short probes
+
+
+class Adaptive:
+    """Drafts as much as pays: for each request and step a smaller or larger tree, or none.
+
+    It measures how far drafts are accepted and how long steps take, and keeps that from call to
+    call: pass the same object again. What it measured is of one drafter and one verifier; with
+    others it starts anew. Several threads may use it.
+
+    Args:
+        largest: the largest tree, an int for a chain of that many tokens; ``None`` is a dynamic
+            tree of 16 nodes, 8 deep. Verifiers that take chains only get chains as deep.
+    """
+
+    def __init__(self, largest: Shape | int | None = None) -> None:
+        shape = chain(largest) if isinstance(largest, int) else largest
+        self.largest: Shape = _LARGEST if shape is None else shape
+        self._pairs: OrderedDict[Hashable, Measured] = OrderedDict()
+        self._lock = threading.RLock()
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}(up to {len(self.largest) - 1} nodes)"
+
+    def planner(self, drafter: Drafter, verifier: Verifier) -> Planner:
+        """One for an engine that runs these two."""
+        largest = self.largest
+        if verifier.spec.chains_only and not largest.is_chain:
+            is_dynamic = isinstance(largest, Dynamic)
+            largest = (
+                Dynamic(largest.depth, largest.depth, 1) if is_dynamic else chain(largest.depth)
+            )
+        if not largest.depth:
+            return Fixed(largest)
+        key = (identity_of(drafter), identity_of(verifier), largest.is_chain)
+        with self._lock:
+            measured = self._pairs.get(key)
+            if measured is None:
+                measured = self._pairs[key] = Measured(largest)
+            self._pairs.move_to_end(key)
+            while len(self._pairs) > _PAIRS:
+                self._pairs.popitem(last=False)
+        return Controller(measured, self._lock)
+
+
+@dataclass(slots=True)
+class _Row:
+    """A request: its own rates, what it drafts (``None``: not said yet), and whether it drafted in
+    the last step.
+    """
+
+    rates: Rates
+    option: Option | None = None
+    warm: bool = False
+
+
+@dataclass(slots=True)
+class _Probe:
+    """Drafting although it seems not to pay: by one request, for a step or two."""
+
+    id: int
+    steps: int = 0
+    time: float = 0.0
+    lost: float = 0.0
+    hit: bool = False
+
+
+Kind = Literal["plain", "draft", "probe"]
+
+
+@dataclass(eq=False)
+class Controller:
+    """Plans the steps of one engine.
+
+    Args:
+        measured: what is known of its drafter and verifier, shared with other engines.
+        lock: held while that is read or written.
+    """
+
+    measured: Measured
+    lock: threading.RLock
+    _rows: dict[int, _Row] = field(default_factory=dict)
+    _plans: dict[int, Plan] = field(default_factory=dict)  # of the step in progress
+    _kind: Kind = "plain"
+    _speed: float = 1.0  # promised, in tokens per plain step's time
+    _age: int = 0  # steps since the last choice
+    _drafted: int = 0  # steps that drafted because that pays
+    _since_plain: int = 0
+    _probe: _Probe | None = None
+
+    @property
+    def largest(self) -> Shape:
+        """No shape is larger."""
+        return self.measured.shapes[0]
+
+    def shapes(self, ids: Sequence[int]) -> list[Shape]:
+        """The shapes for the requests of the next step; of depth 0 where drafting does not pay."""
+        with self.lock:
+            if self._rows.keys() != set(ids):
+                self._rows = {i: self._rows.get(i) or _Row(self.measured.rates()) for i in ids}
+                self._age = _PATIENCE
+            self._plans = dict(zip(ids, self._next(ids), strict=True))
+            if self._kind == "plain":
+                return [self.measured.nothing] * len(ids)
+            cost = self.measured.cost(len(ids))
+            return [self.measured.shape(p, self._speed, cost) for p in self._plans.values()]
+
+    def observe(self, outcomes: Sequence[Outcome], seconds: float) -> None:
+        """Learn from a step."""
+        with self.lock:
+            self._learn(outcomes, seconds)
+            for outcome in outcomes:
+                self._rows[outcome.id].warm = outcome.asked > 0
+
+    def _next(self, ids: Sequence[int]) -> list[Plan]:
+        measured = self.measured
+        nothing = [PLAIN] * len(ids)
+        self._kind = "plain"
+        if not measured.costs.knows(len(ids)) or measured.steps < 2:
+            return nothing
+        if self._probe is not None and self._probe.id not in self._rows:
+            self._end_probe(self._probe)
+        if self._probe is None and self._age >= (1 if measured.is_new else _PATIENCE):
+            self._choose(ids)
+        if measured.drafts:
+            if self._since_plain >= _PLAIN_EVERY:
+                return nothing
+            self._kind = "draft"
+            plans = [(self._rows[i].option or NOTHING).plan for i in ids]
+            turn, late = divmod(self._drafted, _LOOK)
+            if late < _LOOK - 2:
+                return plans
+            return [measured.beside(plan, 1 if turn % 2 else -1) for plan in plans]
+        if self._probe is None and measured.ledger.probe_is_due:
+            measured.rest()
+            for row in self._rows.values():
+                row.rates.cap(_STALE)
+            ladders = measured.ladders([row.rates for row in self._rows.values()])
+            promises = {i: ladder[-1].tokens for i, ladder in zip(self._rows, ladders, strict=True)}
+            self._probe = _Probe(max(ids, key=lambda i: promises[i]))
+        if self._probe is None:
+            return nothing
+        self._kind = "probe"
+        return [measured.probe if i == self._probe.id else PLAIN for i in ids]
+
+    def _choose(self, ids: Sequence[int]) -> None:
+        """Plans for all requests, if others than those in force promise enough more."""
+        measured, rows = self.measured, [self._rows[i] for i in ids]
+        self._age = 0
+        cost, plain = measured.cost(len(ids)), float(len(ids))
+        # What is not known to be bad may be good.
+        hope = _HOPE if measured.ledger.has_room else 0.0
+        deepest = max((row.option.plan.depth for row in rows if row.option is not None), default=0)
+        ladders = measured.ladders([row.rates for row in rows], hope, beyond=deepest)
+        found, promised = best(ladders, cost)
+        if measured.ledger.is_overdrawn:
+            found, promised = [NOTHING] * len(ids), plain
+        now = [
+            _now(row.option, ladder, option if measured.drafts else NOTHING)
+            for row, ladder, option in zip(rows, ladders, found, strict=True)
+        ]
+        reached = speed(now, cost)
+        if reached < plain or promised > _GAIN * reached or promised == plain:
+            now, reached = found, promised
+        for row, option in zip(rows, now, strict=True):
+            row.option = option
+        self._speed = max(reached, plain)
+        drafts = any(option.plan.depth for option in now)
+        if measured.drafts and not drafts:
+            measured.ledger.stopped()
+        measured.drafts = drafts
+
+    def _learn(self, outcomes: Sequence[Outcome], seconds: float) -> None:
+        measured, batch = self.measured, len(outcomes)
+        measured.steps += 1
+        drafted = [outcome for outcome in outcomes if outcome.asked]
+        if not drafted:
+            measured.costs.see_plain(batch, seconds)
+            measured.paused()
+            self._since_plain = 0
+            if self._probe is not None and self._kind == "probe":
+                self._end_probe(self._probe)  # nobody may draft
+            return
+        self._since_plain += 1
+        plain = measured.costs.plain(batch)
+        if plain is None:
+            return  # others have left the batch, and it is of a size that is new
+        nodes, levels = sum(o.nodes for o in drafted), max(o.levels for o in drafted)
+        time = measured.costs.clip(batch, seconds) / plain
+        warm = all(self._rows[o.id].warm for o in drafted)
+        # A drafter that has paused has to catch up: that is not what a draft takes.
+        if warm:
+            measured.costs.see_drafted(batch, nodes, levels, seconds)
+        elif self._kind == "draft":
+            measured.began(time - measured.costs.of(batch).step(nodes, levels))
+        for outcome in drafted:
+            asked = min(outcome.asked, outcome.accepted) if outcome.ended else outcome.asked
+            self._rows[outcome.id].rates.see(outcome.accepted, asked)
+            plan = self._plans[outcome.id]
+            measured.saw(plan, asked, outcome.nodes, outcome.levels, outcome.accepted)
+        tokens = sum(o.tokens for o in outcomes) / batch
+        if self._kind == "draft":
+            measured.ledger.drafted(time, tokens)
+            self._age += 1
+            self._drafted += 1
+            measured.went_on()
+            measured.age({self._plans[o.id] for o in drafted})
+            for outcome in outcomes:
+                if not outcome.asked:
+                    self._rows[outcome.id].rates.fade(0.98)
+        elif self._probe is not None:
+            self._probed(self._probe, time, time - tokens, any(o.accepted for o in drafted))
+
+    def _probed(self, probe: _Probe, time: float, lost: float, hit: bool) -> None:
+        probe.steps += 1
+        probe.time += time
+        probe.lost += lost
+        probe.hit |= hit
+        known = self.measured.costs.timed >= _TIMED
+        if probe.steps == 2 or (known and not probe.hit):
+            self._end_probe(probe)
+
+    def _end_probe(self, probe: _Probe) -> None:
+        self.measured.ledger.probed(probe.time, probe.lost, probe.hit)
+        self._probe = None
+        self._age = _PATIENCE
+
+
+def _now(current: Option | None, ladder: Sequence[Option], fresh: Option) -> Option:
+    """What the plan in force promises by now; ``fresh`` where none is."""
+    if current is None:
+        return fresh
+    return next((option for option in ladder if option.plan == current.plan), NOTHING)
+
+
+def planner_for(shape: Shape | Adaptive, drafter: Drafter | None, verifier: Verifier) -> Planner:
+    """What an engine's ``shape`` means.
+
+    Raises:
+        ValueError: a fixed shape branches, and the verifier keeps a state that cannot.
+    """
+    if isinstance(shape, Adaptive):
+        return Fixed(chain(0)) if drafter is None else shape.planner(drafter, verifier)
+    if verifier.spec.chains_only and not shape.is_chain:
+        raise ValueError(
+            f"verifier {verifier.spec.name} keeps a state that cannot branch, and the tree of "
+            f"{len(shape)} nodes does: pass tree=k, a chain of k tokens"
+        )
+    return Fixed(shape)

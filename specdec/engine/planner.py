@@ -1,0 +1,74 @@
+"""What the engine asks before a step, and tells after it: how much is each request to draft?"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, NamedTuple, Protocol
+
+from specdec.tree import Shape
+
+if TYPE_CHECKING:
+    from specdec.engine.target import Target
+
+
+class Outcome(NamedTuple):
+    """What became of a request's tree.
+
+    Attributes:
+        id: of the request.
+        asked: depth of the shape that the drafter was given.
+        nodes: drafted nodes of its tree.
+        levels: depth of its tree.
+        accepted: draft tokens that were handed out.
+        tokens: all that were handed out.
+        ended: the answer is complete; what lay behind its end was not judged.
+    """
+
+    id: int
+    asked: int
+    nodes: int
+    levels: int
+    accepted: int
+    tokens: int
+    ended: bool
+
+
+def outcome_of(target: Target) -> Outcome:
+    """What became of this one."""
+    return Outcome(
+        id=target.request.view.id,
+        asked=target.request.view.shape.depth,
+        nodes=len(target.tree) - 1,
+        levels=target.tree.topology.depth,
+        accepted=sum(emission.drafted for emission in target.emissions),
+        tokens=len(target.emissions),
+        ended=target.request.finished,
+    )
+
+
+class Planner(Protocol):
+    """Says what each request is to draft."""
+
+    @property
+    def largest(self) -> Shape:
+        """No shape is larger."""
+
+    def shapes(self, ids: Sequence[int]) -> list[Shape]:
+        """The shapes for the requests of the next step."""
+
+    def observe(self, outcomes: Sequence[Outcome], seconds: float) -> None:
+        """What became of that step, and how long it took."""
+
+
+class Fixed:
+    """Always the same shape."""
+
+    def __init__(self, shape: Shape) -> None:
+        self.largest = shape
+
+    def shapes(self, ids: Sequence[int]) -> list[Shape]:
+        """The shape, for every request."""
+        return [self.largest] * len(ids)
+
+    def observe(self, outcomes: Sequence[Outcome], seconds: float) -> None:
+        """Nothing follows from it."""
