@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -8,27 +9,26 @@ import pytest
 import torch
 import typer
 from safetensors.torch import load_file
+from torch import Tensor
 from transformers import PreTrainedModel
 from typer.testing import CliRunner
 
 import specdec
 from specdec.drafters import TextOnlyDrafter, load_drafter
-from specdec.training import distill, student
+from specdec.drafters.eagle import EagleDrafter
+from specdec.drafters.eagle_head import Vision
+from specdec.interfaces import DraftRequest
+from specdec.training import distill, kinds, small
 from specdec.training.answers import Teacher
-from specdec.training.examples import Example, Examples, without_visual
+from specdec.training.examples import Example, Examples, OnlineExamples, without_visual
+from specdec.training.features import FeatureReader, Reading
 from specdec.training.prompts import Asked, Asking
 from specdec.training.shards import AnswerShards
-from specdec.tree import chain
+from specdec.tree import DraftTree, chain
 from specdec.verifiers import TransformersVerifier
 from support import families, processors
 
-SIZE = student.Size(layers=1, hidden=16, intermediate=24, heads=2, kv_heads=1)
-
-
-@pytest.fixture(scope="module")
-def examples(teacher: Teacher, tmp_path_factory: pytest.TempPathFactory) -> list[Example]:
-    asked = [Asked(processors.messages(i), [processors.image(i)]) for i in range(8)]
-    return read(teacher, asked, tmp_path_factory.mktemp("answers"))
+SIZE = small.Size(layers=1, hidden=16, intermediate=24, heads=2, kv_heads=1)
 
 
 def read(teacher: Teacher, asked: list[Asked], folder: Path) -> list[Example]:
@@ -46,7 +46,7 @@ def test_training_reads_what_the_drafter_will_read(teacher: Teacher, tmp_path: P
     asked = Asked(processors.messages(1, 2), [processors.image(1), processors.image(2)])
     example, _ = read(teacher, [asked], tmp_path)
     for seed in range(5):
-        model = student.build(teacher.model, SIZE, seed).eval()
+        model = small.build(teacher.model, SIZE, seed).eval()
         families.sharpen(model)
         row = example.tokens[: example.prompt_length + 1]
         drafter = TextOnlyDrafter(model)
@@ -59,90 +59,52 @@ def test_training_reads_what_the_drafter_will_read(teacher: Teacher, tmp_path: P
         assert tree.tokens[1] == wanted
 
 
-def test_loss_against_a_double_loop(teacher: Teacher, examples: list[Example]) -> None:
-    """The loss must be of answer tokens only, each predicted at the token before it, and the
-    probability beyond the kept tokens must count. 1e-5: fp32 sums in another order.
+class Listening(EagleDrafter):
+    """Notes what it said of texts of which length."""
+
+    said: dict[int, Tensor]
+
+    def propose(self, batch: Sequence[DraftRequest]) -> list[DraftTree]:
+        for request in batch:
+            request.wants_q = True
+        trees = super().propose(batch)
+        for request, tree in zip(batch, trees, strict=True):
+            if tree.q is not None:
+                self.said[len(request.tokens)] = tree.q[0]
+        return trees
+
+
+@pytest.mark.parametrize("vision", ["hidden", "compressed", "shared"])
+def test_a_head_drafts_as_it_was_trained(teacher: Teacher, tmp_path: Path, vision: Vision) -> None:
+    """A training row against the engine: other states, positions, keys of the image or tokens in
+    training than in serving show as other distributions at the places of an answer, with two
+    images. 1e-4: fp32 sums in another order.
     """
-    model = student.build(teacher.model, SIZE, 0).eval()
-    hard, soft, count = 0.0, 0.0, 0
-    for example in examples[:5]:
-        with torch.no_grad():
-            q = model(input_ids=example.tokens[None]).logits[0].double().softmax(-1)
-        for step, (ids, p) in enumerate(zip(example.top_ids, example.top_p.double(), strict=True)):
-            row = q[example.prompt_length + step - 1]
-            hard -= float(row[ids[0]].log())
-            soft -= sum(float(p[k] * row[ids[k]].log()) for k in range(4))
-            soft -= float((1 - p.sum()) * (1 - row[ids].sum()).log())
-            count += 1
-    batch = student.collate(examples[:5])
-    for weight in (0.0, 0.3, 1.0):
-        wanted = ((1 - weight) * hard + weight * soft) / count
-        loss = student.loss_of(model, batch, weight).item()
-        assert loss == pytest.approx(wanted, rel=1e-5)
-
-
-def test_training_learns(teacher: Teacher, examples: list[Example], tmp_path: Path) -> None:
-    """A loss that does not reach the weights, or targets shifted by one, would leave agreement on
-    the training answers near chance (1 in 160)."""
-    model = student.build(teacher.model, SIZE, 0)
-    before = student.agreement(model, examples)
-    recipe = student.Recipe(batch=8, rate=2e-2, steps=150)
-    student.train(model, examples, recipe, tmp_path / "state.safetensors")
-    assert before < 0.1
-    assert student.agreement(model, examples) > 0.8
-
-
-def test_resumed_weights_are_bit_identical(
-    teacher: Teacher, examples: list[Example], tmp_path: Path
-) -> None:
-    """Moments, step counts or the order of the answers lost at a checkpoint would show as another
-    result than that of an uninterrupted run. Interrupted at two places, also within an epoch.
-    """
-    recipe = student.Recipe(batch=3, steps=14)
-
-    class Interrupted(Exception):
-        pass
-
-    def cut(at: int) -> Any:
-        def report(state: student.State) -> None:
-            if state.step == at:
-                raise Interrupted
-
-        return report
-
-    whole = student.build(teacher.model, SIZE, 0)
-    student.train(whole, examples, recipe, tmp_path / "whole.safetensors")
-    path = tmp_path / "parts.safetensors"
-    for stop in (4, 9):
-        parts = student.build(teacher.model, SIZE, 0)
-        with pytest.raises(Interrupted):
-            student.train(parts, examples, recipe, path, save_every=0, report=cut(stop))
-    parts = student.build(teacher.model, SIZE, 0)
-    state = student.train(parts, examples, recipe, path)
-    assert state.step == 14
-    for name, weight in whole.state_dict().items():
-        assert torch.equal(weight, parts.state_dict()[name]), name
-    one, other = load_file(tmp_path / "whole.safetensors"), load_file(path)
-    assert all(torch.equal(one[name], other[name]) for name in one)
-
-
-def test_every_answer_is_read_once_an_epoch(examples: list[Example]) -> None:
-    order = student.Order([len(e.tokens) for e in examples], 3, seed=4)
-    count = -(-len(examples) // 3)
-    for epoch in range(3):
-        steps = range(count * epoch, count * (epoch + 1))
-        assert sorted(i for step in steps for i in order(step)) == list(range(len(examples)))
-    assert order(7) == student.Order([len(e.tokens) for e in examples], 3, seed=4)(7)
-
-
-def test_a_checkpoint_of_another_model_is_refused(
-    teacher: Teacher, examples: list[Example], tmp_path: Path
-) -> None:
-    path, recipe = tmp_path / "state.safetensors", student.Recipe(batch=8, steps=1)
-    student.train(student.build(teacher.model, SIZE, 0), examples, recipe, path)
-    deeper = student.build(teacher.model, student.Size(2, 16, 24, 2, 1), 0)
-    with pytest.raises(ValueError, match="another model"):
-        student.train(deeper, examples, recipe, path)
+    asked = Asked(processors.messages(1, 2), [processors.image(1), processors.image(2)])
+    shards = AnswerShards(tmp_path)
+    shards.write(0, teacher.answer(Asking([asked], 0.0), seed=1).answers, 1.0)
+    kind = kinds.Eagle(teacher, kinds.Geometry(vision=vision), 0, None, steps=2)
+    reading = Reading(kind.head.config.layers, kind.head.config.shared_layer)
+    [example] = OnlineExamples(shards, FeatureReader(teacher.model, teacher.processor, reading))
+    batch = kind.collate([example])
+    rows = batch["rows"][:, 0]
+    slots = {k: v for k, v in batch.items() if k not in ("last", "rows", "weights")}
+    del slots["total"], slots["tokens"]
+    student: Any = kind.student
+    with torch.no_grad():
+        states = student.eval().states(**slots)[0].flatten(0, 1)[rows]
+        logits = kind.head.logits(states)
+    drafter = Listening(kind.head.eval(), teacher.model.get_input_embeddings())
+    drafter.said = {}
+    specdec.generate(
+        teacher.model, drafter=drafter, tree=1, **teacher.inputs([asked]),
+        max_new_tokens=teacher.max_new_tokens, do_sample=False,
+    )  # fmt: skip
+    assert len(drafter.said) >= 2
+    for length, q in drafter.said.items():
+        expected = logits[length - example.prompt_length]
+        expected[families.IMAGE] = -torch.inf
+        torch.testing.assert_close(q, expected.softmax(-1), atol=1e-4, rtol=1e-3)
 
 
 def _run(*options: object) -> Any:
@@ -183,6 +145,53 @@ def test_command_distils_resumes_and_refuses(
     assert again.exit_code == 0, again.output
     assert all(torch.equal(weights[n], w) for n, w in load_file(out / "model.safetensors").items())
     assert "nothing to resume" in _text(_run(*options[:2], "--out", tmp_path / "x", "--resume"))
+
+
+@pytest.mark.parametrize("vision", ["hidden", "compressed", "shared"])
+def test_command_distils_eagle_heads(
+    teacher: Teacher, prompts: Path, tmp_path: Path, vision: Vision
+) -> None:
+    """The head loads, reads what it was trained to read, and was measured by the engine while it
+    learned; a reduced vocabulary holds the answers' most frequent tokens.
+    """
+    verifier, out = tmp_path / "verifier", tmp_path / "drafter"
+    teacher.model.save_pretrained(verifier)
+    teacher.processor.save_pretrained(verifier)
+    result = _run("--verifier", verifier, "--out", out, "--data", prompts, "--answers", 16,
+                  "--asking", 8, "--max-new-tokens", 6, "--held-out", 2, "--steps", 4,
+                  "--kind", "eagle", "--vision", vision, "--draft-vocabulary", 40,
+                  "--measure-every", 2)  # fmt: skip
+    assert result.exit_code == 0, result.output
+    drafter = load_drafter(out, teacher.model)
+    assert isinstance(drafter, EagleDrafter)
+    assert drafter.head.config.vision == vision
+    assert len(drafter.head.spoken) == 40
+    settings = json.loads((out / "drafter.json").read_text())
+    assert settings["training_steps"] == 4
+    assert settings["best_measured"] >= 1
+    log = [json.loads(line) for line in (out / "unfinished" / "log.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in log if "truth" in line] == [2, 4]
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (("--kind", "eagel"), "text_only, eagle"),
+        (("--kind", "eagle", "--vision", "seen"), "hidden, compressed, shared"),
+        (("--loss", "tv:1"), "tv=1,ce=0.1"),
+        (("--loss", "l2=1"), "unknown losses l2"),
+        (("--kind", "eagle", "--taps", "0,99"), "99"),
+    ],
+)
+def test_what_cannot_be_distilled_is_refused(
+    teacher: Teacher, prompts: Path, tmp_path: Path, options: tuple[str, ...], words: str
+) -> None:
+    teacher.model.save_pretrained(tmp_path / "verifier")
+    teacher.processor.save_pretrained(tmp_path / "verifier")
+    result = _run("--verifier", tmp_path / "verifier", "--out", tmp_path / "out", "--data", prompts,
+                  *options)  # fmt: skip
+    assert result.exit_code == 2
+    assert words in _text(result)
 
 
 def test_embedded_prompts_need_the_embedded_model(teacher: Teacher, tmp_path: Path) -> None:

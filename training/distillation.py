@@ -1,0 +1,325 @@
+"""Distilling a drafter from a verifier's own answers, stage by stage.
+
+The verifier answers prompts (`answers`), and is read while it does (`features`) if the drafter is
+to see more than text; the drafter learns from that (`kinds`, `trainer`); and the engine measures on
+held-out prompts what it is worth. Everything unfinished lies in ``OUT/unfinished``; the drafter
+appears in OUT when it is done.
+
+Importing this imports no model code, so that a command line can be registered for free.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from specdec.interfaces import Drafter
+    from specdec.training.answers import Teacher
+    from specdec.training.kinds import Geometry, Kind, KindName
+    from specdec.training.options import Training
+    from specdec.training.prompts import Prompts
+    from specdec.training.shards import AnswerShards
+
+ANSWERING = 0.45  # share of the time in which the verifier may answer
+MEASURING = 0.05  # share that is left for the measurement at the end
+CHAINS = (4, 8)  # draft lengths that are measured
+REPORT_EVERY = 10.0  # seconds
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What one distillation does. A run that goes on must have the plan it began with.
+
+    Attributes:
+        verifier: folder or hub id of the verifier.
+        data: folder of prompts; ``None`` is the embedded LVLM's generator.
+        tasks: which of that generator's tasks; none is those that the shipped one answers well.
+        minutes: wall time in all.
+        answers: most answers.
+        asking: prompts that are answered together.
+        max_new_tokens: longest answer.
+        held_out: prompts to measure on.
+        dtype: of the verifier; ``auto`` is that of its weights. Batches of prompts are mostly
+            matrix products, which many CPUs do several times faster in float32 than in bfloat16.
+        kind: of the drafter.
+        geometry: of the drafter.
+        loss: weights of the losses; none is what suits the kind.
+        test_steps: of training-time test (EAGLE).
+        noise: on the verifier's states (EAGLE).
+        training: how it is trained; its minutes are settled when the data are there.
+        measure_every: steps between measurements while it trains; 0 measures at the end only.
+        patience: measurements without a better one after which training stops.
+    """
+
+    verifier: str
+    data: str | None
+    tasks: tuple[str, ...]
+    minutes: float
+    answers: int
+    asking: int
+    max_new_tokens: int
+    held_out: int
+    dtype: str
+    kind: KindName
+    geometry: Geometry
+    loss: dict[str, float]
+    test_steps: int
+    noise: float
+    training: Training
+    measure_every: int
+    patience: int
+
+    def to_dict(self) -> dict[str, Any]:  # Any: JSON values
+        return asdict(self)
+
+
+@dataclass
+class _Voice:
+    """Prints progress, but not more often than every few seconds."""
+
+    last: float = field(default_factory=lambda: -REPORT_EVERY)
+
+    def __call__(self, line: str, *, always: bool = False) -> None:
+        now = time.monotonic()
+        if always or now - self.last >= REPORT_EVERY:
+            self.last = now
+            print(line, flush=True)
+
+
+def run(plan: Plan, out: Path, *, resume: bool = False) -> dict[str, Any]:
+    """Distil a drafter into ``out``.
+
+    Returns:
+        what was recorded in its ``drafter.json``.
+
+    Raises:
+        ValueError: the folder is taken, the plan is another one than before, or the verifier or the
+            prompts cannot be used; before any work is done.
+    """
+    from specdec.training import kinds
+    from specdec.training.sources import open_prompts
+
+    work, say = out / "unfinished", _Voice()
+    _claim(plan, out, work, resume)
+    teacher, prompts = _teacher(plan), open_prompts(plan.data, tasks=plan.tasks)
+    _check_embedded(plan, teacher)
+    teacher.check(prompts)
+    kind = kinds.make(
+        plan.kind,
+        teacher,
+        plan.geometry,
+        plan.training.seed,
+        plan.loss or None,
+        steps=plan.test_steps,
+        noise=plan.noise,
+    )
+    shards = _answered(plan, teacher, prompts, work, say)
+    began = time.monotonic()
+    examples = kind.prepare(shards, say)
+    preparing = time.monotonic() - began
+    texts = [shards.numbers(*shards.place(number)) for number in range(len(shards))]
+    lengths = [len(text.tokens) for text in texts]
+    tokens = sum(len(text.top_ids) for text in texts)
+    answering = shards.seconds / 60
+    say(f"{len(lengths)} answers of {tokens} tokens in {answering:.1f} min", always=True)
+    how = _settled(plan, shards.seconds + preparing)
+
+    def tau(_: Any) -> float:
+        [row] = measure(teacher, prompts, kind.drafter(), plan, CHAINS[:1])
+        found: float = row["mean_acceptance_length"]
+        return found
+
+    trained = _trained(plan, kind, examples, lengths, how, work, tau, say)
+    facts: dict[str, Any] = {
+        "parameters": sum(weight.numel() for weight in kind.student.parameters()),
+        "plan": replace(
+            plan, verifier=_name(plan.verifier), data=plan.data and "own", training=how
+        ).to_dict(),
+        "answers": len(lengths),
+        "answer_tokens": tokens,
+        "answer_minutes": round(answering, 2),
+        **trained,
+        "acceptance": measure(teacher, prompts, kind.drafter(), plan),
+    }
+    for row in facts["acceptance"]:
+        say(
+            f"chain of {row['chain']}: {row['mean_acceptance_length']:.2f} tokens a step, "
+            f"{row['draft_acceptance_rate']:.0%} of the drafts accepted",
+            always=True,
+        )
+    fresh = work / "drafter"
+    kind.save(fresh, _name(plan.verifier), facts)
+    # drafter.json comes last: where it lies, the rest is complete.
+    for file in sorted(fresh.iterdir(), key=lambda file: file.name == "drafter.json"):
+        os.replace(file, out / file.name)
+    say(f"the drafter is in {out}", always=True)
+    return facts
+
+
+def _answered(
+    plan: Plan, teacher: Teacher, prompts: Prompts, work: Path, say: _Voice
+) -> AnswerShards:
+    """The verifier's answers, as many as were asked for or there is time for."""
+    from specdec.training import answers
+    from specdec.training.shards import AnswerShards
+    from specdec.training.skipped import write_skipped
+
+    shards = AnswerShards(work / "answers")
+    allowed = ANSWERING * plan.minutes
+    try:
+        for count, spent in answers.collect(
+            teacher,
+            prompts,
+            shards,
+            wanted=plan.answers,
+            batch=plan.asking,
+            minutes=allowed,
+            seed=plan.training.seed,
+            avoid=prompts.held_out(plan.held_out),
+        ):
+            left = min(allowed, spent * plan.answers / max(count, 1)) - spent
+            say(f"answers {count} of {plan.answers}, {spent:.1f} min, {max(left, 0):.1f} left")
+    finally:
+        skipped = write_skipped(work / "skipped.jsonl", [*prompts.skipped, *shards.skipped])
+    if skipped:
+        say(f"{skipped} left out: see {work / 'skipped.jsonl'}", always=True)
+    return shards
+
+
+def _trained(
+    plan: Plan,
+    kind: Kind,
+    examples: Any,  # a dataset of answers
+    lengths: list[int],
+    how: Training,
+    work: Path,
+    tau: Callable[[Any], float],
+    say: _Voice,
+) -> dict[str, Any]:
+    """Train, or go on training; what is to be recorded of it."""
+    from transformers import TrainerCallback
+
+    from specdec.training.trainer import DistillTrainer
+    from specdec.training.truth import Truth
+
+    class Told(TrainerCallback):
+        def on_log(self, args: Any, state: Any, control: Any, **rest: Any) -> None:
+            logs = rest["logs"]
+            share = max(how.spent(state.global_step, logs["seconds"]), 1e-9)
+            left = logs["seconds"] * max(1 / share - 1, 0) / 60
+            say(
+                f"training {share:4.0%}, step {state.global_step}, loss {logs['loss']:.3f}, "
+                f"{left:.1f} min left"
+            )
+
+    truth = None
+    if plan.measure_every:
+        truth = Truth(plan.measure_every, tau, plan.patience or None)
+    trainer = DistillTrainer(
+        kind.student, examples, lengths, kind.collate, how, work, truth, [Told()]
+    )
+    trainer.run()
+    last = json.loads((work / "log.jsonl").read_text().splitlines()[-1])
+    found = {"training_steps": last["step"]}
+    if truth is not None:
+        found |= {"best_step": truth.best_step, "best_measured": truth.best}
+    say(f"{last['step']} steps in {trainer.seconds / 60:.1f} min", always=True)
+    return {**found, "training_minutes": round(trainer.seconds / 60, 2)}
+
+
+def measure(
+    teacher: Teacher,
+    prompts: Prompts,
+    drafter: Drafter,
+    plan: Plan,
+    chains: Sequence[int] = CHAINS,
+) -> list[dict[str, Any]]:
+    """Acceptance on held-out prompts, by running the engine: greedy, one prompt at a time."""
+    from specdec.generation import generate
+    from specdec.stats import AcceptanceStats
+
+    asked = [teacher.inputs([each]) for each in prompts.held_out(plan.held_out)]
+    rows = []
+    for depth in chains:
+        stats = AcceptanceStats()
+        for inputs in asked:
+            out = generate(
+                teacher.model,
+                drafter=drafter,
+                tree=depth,
+                **inputs,
+                do_sample=False,
+                max_new_tokens=plan.max_new_tokens,
+            )
+            stats.merge(out.stats)
+        counts = stats.to_dict()
+        del counts["times"]  # of a run that was not set up to be timed
+        rows.append({"chain": depth, "questions": len(asked), **counts})
+    return rows
+
+
+def _claim(plan: Plan, out: Path, work: Path, resume: bool) -> None:
+    """Take the folder, or go on in it."""
+    file, current = work / "plan.json", json.loads(json.dumps(plan.to_dict()))
+    if not resume:
+        if out.exists() and any(out.iterdir()):
+            raise ValueError(f"{out} is not empty; go on with --resume or choose another folder")
+    elif file.is_file():
+        before = json.loads(file.read_text())
+        changed = {name for name in current if before.get(name) != current[name]}
+        if changed:
+            name = min(changed)
+            raise ValueError(
+                f"{out} was begun with {name}={before.get(name)!r}, now it is {current[name]!r}; "
+                "give the same options, or choose another folder"
+            )
+    else:
+        raise ValueError(f"there is nothing to resume in {out}")
+    if not file.is_file():
+        work.mkdir(parents=True, exist_ok=True)
+        unfinished = file.with_suffix(".tmp")
+        unfinished.write_text(json.dumps(current, indent=2) + "\n")
+        unfinished.replace(file)
+
+
+def _settled(plan: Plan, spent: float) -> Training:
+    """How to train in the time that ``spent`` seconds left."""
+    left = max(plan.minutes * (1 - MEASURING) - spent / 60, 0.1 * plan.minutes)
+    return replace(plan.training, minutes=round(left, 2))
+
+
+def _teacher(plan: Plan) -> Teacher:
+    from transformers import AutoModelForImageTextToText, AutoProcessor
+
+    from specdec.training.answers import Teacher
+
+    try:
+        model = AutoModelForImageTextToText.from_pretrained(
+            plan.verifier, dtype=plan.dtype, use_safetensors=True
+        )
+        processor = AutoProcessor.from_pretrained(plan.verifier)
+    except (OSError, ValueError) as error:
+        raise ValueError(f"no verifier could be loaded from {plan.verifier}: {error}") from error
+    return Teacher(model.eval(), processor, plan.max_new_tokens)
+
+
+def _check_embedded(plan: Plan, teacher: Teacher) -> None:
+    from specdec.training import lvlm
+
+    vocabulary = teacher.model.config.get_text_config(decoder=True).vocab_size
+    if plan.data is None and vocabulary != lvlm.VOCABULARY:
+        raise ValueError(
+            f"{plan.verifier} has a vocabulary of {vocabulary}, the embedded LVLM one of "
+            f"{lvlm.VOCABULARY}; give prompts for it with --data FOLDER"
+        )
+
+
+def _name(verifier: str) -> str:
+    """A name to record: a hub id as it is, of a folder its own name only."""
+    return Path(verifier).resolve().name if Path(verifier).exists() else verifier
