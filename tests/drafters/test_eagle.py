@@ -20,7 +20,7 @@ from specdec.drafters.eagle import EagleDrafter
 from specdec.drafters.eagle_files import save_eagle
 from specdec.drafters.eagle_head import EagleConfig, EagleHead, Vision
 from specdec.interfaces import DraftRequest, VerifierSpec
-from specdec.tree import DraftTree, Dynamic, Shape, chain, static
+from specdec.tree import DraftTree, Dynamic, Shape, chain, static, topology
 from specdec.verifiers import TransformersVerifier
 from support import families
 
@@ -205,6 +205,46 @@ def test_it_says_what_its_head_says(name: str, vision: Vision, shape: Shape) -> 
             torch.testing.assert_close(tree.q[node], logits.softmax(-1), atol=1e-4, rtol=1e-3)
             best = logits.topk(len(children)).indices.tolist()
             assert [tree.tokens[child] for child in children] == best
+
+
+class Right(Recorder):
+    """Proposes the true continuation, whatever its drafter said; in a tree that lists it last."""
+
+    answer: list[int]
+
+    def propose(self, batch: Sequence[DraftRequest]) -> list[DraftTree]:
+        super().propose(batch)
+        (request,) = batch
+        said = len(request.tokens) - request.prompt_length
+        right = self.answer[said : said + request.shape.depth]
+        wrong = [(token + 1) % families.VOCAB for token in right]
+        shape = topology((-1, 0, 0, 2, 3)[: 2 + len(right)] if right else (-1,))
+        tokens = (request.tokens[-1], *wrong[:1], *right)
+        return [DraftTree(shape, tokens[: len(shape)])]
+
+
+@pytest.mark.parametrize("vision", ["hidden", "compressed", "shared"])
+def test_all_accepted_tokens_are_taken_in(vision: Vision) -> None:
+    """States of accepted tokens in another order, of refused nodes, or one of them lost: what the
+    head says behind three accepted tokens at a time, against the oracle.
+    """
+    model, inputs, _, _ = families.build("llava")
+    given = dict(inputs(3, 6))
+    plain: Any = model
+    limits: dict[str, Any] = {"max_new_tokens": 14, "do_sample": False}
+    prompt = given["input_ids"].shape[1]
+    answer = plain.generate(**given, **limits)[0, prompt:].tolist()
+    recorder = Right(EagleDrafter(head_for(model, vision), model.get_input_embeddings()))
+    recorder.answer = answer
+    out = specdec.generate(model, drafter=recorder, tree=static((2, 1, 1)), **given, **limits)
+    assert out.stats.mean_acceptance_length > 3
+    for text, tree in recorder.said:
+        if tree.q is None:
+            continue
+        say = oracle(recorder.drafter.head, model, read(model, given, text), text, prompt)
+        logits = say([])
+        logits[list(recorder.drafter._visual)] = -torch.inf
+        torch.testing.assert_close(tree.q[0], logits.softmax(-1), atol=1e-4, rtol=1e-3)
 
 
 @pytest.mark.parametrize("vision", ["hidden", "compressed", "shared"])
