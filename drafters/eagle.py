@@ -167,7 +167,7 @@ class EagleDrafter:
         """What keys and values of its own take now; what it reads of the verifier's is not its
         own.
         """
-        return self._kv.allocator.num_taken * self._kv.bytes_per_page
+        return self._kv.bytes_taken
 
     def _state(self, request: DraftRequest) -> _State:
         state = self._states.get(request.id)

@@ -62,6 +62,11 @@ class TextOnlyDrafter:
         """Seconds spent inside the model's forward."""
         return self._paged.seconds
 
+    @property
+    def bytes_taken(self) -> int:
+        """What its keys and values take now."""
+        return self._paged.kv.bytes_taken
+
     def check(self, verifier: VerifierSpec) -> None:
         """Note which tokens are visual and which ids the verifier cannot emit.
 

@@ -92,6 +92,11 @@ class VisionPrunedDrafter:
         """Seconds spent inside the model's forward."""
         return self._paged.seconds
 
+    @property
+    def bytes_taken(self) -> int:
+        """What its keys and values take now."""
+        return self._paged.kv.bytes_taken
+
     def check(self, verifier: VerifierSpec) -> None:
         """Raise ``ValueError`` if the verifier's prompts are not what the model reads."""
         name = type(self.model).__name__

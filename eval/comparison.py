@@ -61,7 +61,7 @@ def compare(
     total = rounds * len(asked) * len(methods)
     for number, name, run in track(timed, "timing", total, disable=not progress):
         runs[name][number].append(run)
-    checks = _gate(
+    checks = gate(
         model,
         methods,
         asked,
@@ -102,16 +102,21 @@ def _warm_up(
         tokens = sum(len(each.tokens) - 1 for each in said[method.name])
         per_forward[method.name] = tokens / max(count[0] - len(asked), 1)
     able = [method for method in methods if method.name not in refused]
-    return _gate(model, able, asked, said, bound), per_forward, refused
+    return gate(model, able, asked, said, bound), per_forward, refused
 
 
-def _gate(
+def gate(
     model: PreTrainedModel,
     methods: Sequence[Method],
     asked: Sequence[Inputs],
     said: Mapping[str, Sequence[Said]],
     bound: float,
 ) -> dict[str, Check]:
+    """How each method's answers compare with the reference's.
+
+    Raises:
+        GateError: those of one that is ours are others.
+    """
     checks = {m.name: check(model, asked, said[REFERENCE], said[m.name], bound) for m in methods}
     for method in methods:
         result = checks[method.name]

@@ -56,6 +56,11 @@ class PagedKV:
         return self.page_size * self._pools.bytes_per_slot
 
     @property
+    def bytes_taken(self) -> int:
+        """What the pages that are held now take in all layers."""
+        return self.allocator.num_taken * self.bytes_per_page
+
+    @property
     def visual(self) -> Tensor | None:
         """Which slots hold keys of visual tokens, uint8 ``(slots,)``; ``None`` before the first
         key, or if no note of it is kept.
