@@ -7,50 +7,20 @@ it guessed; once tokens are accepted they are run again with the verifier's.
 
 from __future__ import annotations
 
-import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
-from itertools import accumulate
-from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from specdec.cache import PagedKV, PageView, SequenceKV
+from specdec.cache import PagedKV, PageView
 from specdec.drafters.eagle_head import EagleHead
-from specdec.drafters.growth import Calibration, Wave, grow
+from specdec.drafters.eagle_network import EagleNetwork, Rows, State
+from specdec.drafters.growth import Calibration, grow
 from specdec.interfaces import DraftRequest, Reads, VerifierSpec
-from specdec.kernels import Beside, TreeBatch, TreeRequest, backend
 from specdec.runtime import Source
 from specdec.tree import DraftTree, Siblings, root_only
 
 _ROOM = 512  # tokens that a sequence's pages are laid out for; more is fine
-PIECE = 256  # tokens of a text that are run at once
-
-
-class _Rows(NamedTuple):
-    """What is new in a request's text, as the head takes it in: ``embeds`` and ``features``
-    ``(n, H)``, ``positions`` int64 ``(R, n)``.
-    """
-
-    embeds: Tensor
-    features: Tensor
-    positions: Tensor
-
-
-@dataclass(slots=True, eq=False)
-class _State:
-    """What is kept of one request between two proposals.
-
-    ``view`` is what it reads of the verifier's pages. ``glance`` is the global vector of the last
-    image. ``last`` is the position of the token before the root, int64 ``(R,)``.
-    """
-
-    sequence: SequenceKV
-    view: PageView | None = None
-    source: Source | None = None
-    glance: Tensor | None = None
-    last: Tensor = field(default_factory=lambda: torch.zeros(1, dtype=torch.long))
 
 
 class EagleDrafter:
@@ -90,7 +60,7 @@ class EagleDrafter:
         self.model_seconds = 0.0
         self._embeddings = found
         self._kv = PagedKV()
-        self._states: dict[int, _State] = {}
+        self._states: dict[int, State] = {}
         self._visual: frozenset[int] = frozenset()
         spoken = head.spoken
         self._vocabulary = None if torch.equal(spoken, torch.arange(len(spoken))) else spoken
@@ -146,9 +116,18 @@ class EagleDrafter:
             return [root_only(request.tokens[-1]) for request in batch]
         requests = [request for request, _ in live]
         states = [self._states[request.id] for request in requests]
-        network = _Network(self, states, [rows for _, rows in live])
+        network = EagleNetwork(
+            self.head,
+            self._embeddings,
+            self._kv,
+            self._never,
+            self._vocabulary,
+            states,
+            [rows for _, rows in live],
+        )
         trees = {}
         grown = grow(network, requests, self.siblings, self.calibration)
+        self.model_seconds += network.seconds
         for request, state, (tree, _) in zip(requests, states, grown, strict=True):
             trees[request.id] = tree
             self._kv.rollback(state.sequence)
@@ -169,17 +148,17 @@ class EagleDrafter:
         """
         return self._kv.bytes_taken
 
-    def _state(self, request: DraftRequest) -> _State:
+    def _state(self, request: DraftRequest) -> State:
         state = self._states.get(request.id)
         if state is None:
-            state = _State(self._kv.add(max(_ROOM, len(request.tokens))))
+            state = State(self._kv.add(max(_ROOM, len(request.tokens))))
             if self.reads.pages and request.source is not None:
                 state.source = request.source
                 state.view = _view(request.source, self.head.config.keep)
             self._states[request.id] = state
         return state
 
-    def _take_in(self, request: DraftRequest) -> _Rows | None:
+    def _take_in(self, request: DraftRequest) -> Rows | None:
         """The tokens whose states have come since the last call, the root last; ``None`` if there
         are none, and nothing to draft from.
         """
@@ -193,7 +172,7 @@ class EagleDrafter:
         positions = _positions(request, first - 1, len(request.tokens) - 1)
         state.last = positions[:, -1]
         embeds = self._embeddings(text).to(fused.dtype)
-        rows = _Rows(embeds, fused, positions)
+        rows = Rows(embeds, fused, positions)
         if self.head.config.vision != "hidden" and first < request.prompt_length:
             asked = request.tokens[first : request.prompt_length]
             visual = [token in self._visual for token in asked]
@@ -203,7 +182,7 @@ class EagleDrafter:
             rows = rows._replace(features=fused + state.glance)
         return rows
 
-    def _without_images(self, state: _State, visual: Sequence[bool], rows: _Rows) -> _Rows:
+    def _without_images(self, state: State, visual: Sequence[bool], rows: Rows) -> Rows:
         """The rows without those of visual tokens, in whose place stands what the head reads of
         them, if it compresses.
         """
@@ -226,118 +205,8 @@ class EagleDrafter:
                     places += [place] * len(read)
                 begun = place
         if not places:
-            return _Rows(rows.embeds[:0], rows.features[:0], rows.positions[:, :0])
-        return _Rows(torch.cat(embeds), torch.cat(features), rows.positions[:, places])
-
-
-class _Network:
-    """The head over the trees of one proposal."""
-
-    def __init__(
-        self, drafter: EagleDrafter, states: Sequence[_State], rows: Sequence[_Rows]
-    ) -> None:
-        self.vocabulary = drafter._vocabulary
-        self._drafter = drafter
-        self._states = states
-        self._rows = rows
-        self._hidden = torch.empty(0)  # of the last wave
-
-    def begin(self, requests: Sequence[DraftRequest]) -> Tensor:
-        """Run and commit what is new; long texts piece by piece."""
-        last: dict[int, Tensor] = {}
-        for start in range(0, max(len(rows.embeds) for rows in self._rows), PIECE):
-            members = [i for i, rows in enumerate(self._rows) if len(rows.embeds) > start]
-            parts = [
-                _Rows(
-                    self._rows[i].embeds[start : start + PIECE],
-                    self._rows[i].features[start : start + PIECE],
-                    self._rows[i].positions[:, start : start + PIECE],
-                )
-                for i in members
-            ]
-            counts = [len(part.embeds) for part in parts]
-            for i, count in zip(members, counts, strict=True):
-                self._drafter._kv.extend(self._states[i].sequence, range(count))
-            hidden = self._forward(
-                members,
-                counts,
-                [None] * len(members),
-                _Rows(
-                    torch.cat([part.embeds for part in parts]),
-                    torch.cat([part.features for part in parts]),
-                    torch.cat([part.positions for part in parts], 1),
-                ),
-            )
-            for i, count, end in zip(members, counts, accumulate(counts), strict=True):
-                self._drafter._kv.commit(self._states[i].sequence, range(count))
-                last[i] = hidden[end - 1]
-        self._hidden = torch.stack([last[i] for i in range(len(self._rows))])
-        return self._logits()
-
-    def run(self, wave: Wave) -> Tensor:
-        """Run the nodes behind the states that the head guessed for their parents."""
-        drafter = self._drafter
-        device = self._hidden.device
-        features = self._hidden[wave.parents.to(device)]
-        if drafter.head.compress is not None:
-            glances = [self._states[member].glance for member in wave.members]
-            counts = torch.tensor(wave.counts, device=device)
-            zero = torch.zeros_like(features[0])
-            each = torch.stack([zero if glance is None else glance for glance in glances])
-            features = features + each.repeat_interleave(counts, 0)
-        for member, count in zip(wave.members, wave.counts, strict=True):
-            drafter._kv.extend(self._states[member].sequence, [wave.depth - 1] * count)
-        positions = torch.cat(
-            [
-                (self._states[member].last + wave.depth)[:, None].expand(-1, count)
-                for member, count in zip(wave.members, wave.counts, strict=True)
-            ],
-            1,
-        )
-        embeds = drafter._embeddings(wave.tokens.to(device)).to(features.dtype)
-        rows = _Rows(embeds, features, positions)
-        self._hidden = self._forward(wave.members, wave.counts, wave.visible, rows)
-        return self._logits()
-
-    def _forward(
-        self,
-        members: Sequence[int],
-        counts: Sequence[int],
-        visible: Sequence[Tensor | None],
-        rows: _Rows,
-    ) -> Tensor:
-        """States ``(N, H)`` behind these rows, the last scratch nodes of their requests."""
-        drafter, kv = self._drafter, self._drafter._kv
-        states = [self._states[member] for member in members]
-        batch = TreeBatch(
-            [
-                kv.request(state.sequence, count, seen)
-                for state, count, seen in zip(states, counts, visible, strict=True)
-            ],
-            kv.page_size,
-        )
-        beside = _beside(drafter.head.config.shared_layer, states, counts)
-
-        def attend(query: Tensor, keys: Tensor, values: Tensor) -> Tensor:
-            pools = kv.pools(0, keys, values)
-            kernels = backend(keys.device)
-            kernels.store(*pools, batch, keys, values)
-            scale = query.shape[-1] ** -0.5
-            return kernels.tree_attention(query, *pools, batch, scale=scale, beside=beside).out
-
-        began = time.perf_counter()
-        hidden = drafter.head(rows.embeds[None], rows.features[None], rows.positions, attend)[0]
-        drafter.model_seconds += time.perf_counter() - began
-        found: Tensor = hidden
-        return found
-
-    def _logits(self) -> Tensor:
-        began = time.perf_counter()
-        logits = self._drafter.head.logits(self._hidden)
-        if len(self._drafter._never):
-            logits.index_fill_(1, self._drafter._never, -torch.inf)
-        self._drafter.model_seconds += time.perf_counter() - began
-        return logits
+            return Rows(rows.embeds[:0], rows.features[:0], rows.positions[:, :0])
+        return Rows(torch.cat(embeds), torch.cat(features), rows.positions[:, places])
 
 
 def _positions(request: DraftRequest, start: int, stop: int) -> Tensor:
@@ -360,19 +229,3 @@ def _view(source: Source, keep: float) -> PageView | None:
     count = max(1, round(keep * len(pages)))
     kept = sorted({pages[i * len(pages) // count] for i in range(count)}) if pages else []
     return kv.view(sequence, kept) if kept else None
-
-
-def _beside(layer: int | None, states: Sequence[_State], counts: Sequence[int]) -> Beside | None:
-    """The verifier's keys that these requests read."""
-    source = next((state.source for state in states if state.view is not None), None)
-    if layer is None or source is None:
-        return None
-    size = source.paged.kv.page_size
-    requests = []
-    for state, count in zip(states, counts, strict=True):
-        view = state.view or PageView((), 0)
-        pages = view.pages
-        follow = list(pages) == list(range(pages[0], pages[0] + len(pages))) if pages else False
-        length = len(pages) * size - view.lead
-        requests.append(TreeRequest(pages, length, (), count, None, view.lead, follow))
-    return Beside(*source.paged.kv.layer(layer), TreeBatch(requests, size))
