@@ -152,7 +152,8 @@ class TransformersVerifier:
             rows_of = zip(prompt.input_ids.tolist(), padding, strict=True)
             keys = [RowKeys([], lead(row[pad:], visual, kv.page_size)) for row, pad in rows_of]
         inputs = self._inputs(prompt)
-        last = _last_positions(inputs.get("position_ids"), prompt.input_ids, padding)
+        given = inputs.get("position_ids")
+        positions = [_positions(given, row, padding[row], prompt.input_ids) for row in chosen]
         twins = self._twins(texts, [keys[row].pages for row in chosen])
         handles: dict[int, _Handle] = {}
         logits: dict[int, Tensor] = {}
@@ -165,7 +166,7 @@ class TransformersVerifier:
                     sequence = self._begin(text, keys[row], room)
                     if self._counts_padding:
                         sequence.beside = padding[row]
-                    offset = last[:, row] + 1 - len(text)
+                    offset = positions[i][:, -1] + 1 - len(text)
                     handles[i] = _Handle(sequence, text, offset, prompt=len(text))
             cached = {i: handle.sequence.committed for i, handle in handles.items()}
             fresh = [i for i, count in cached.items() if count == 0]
@@ -199,13 +200,12 @@ class TransformersVerifier:
                 handles[i].sequence.beside = same.sequence.beside
                 cached[i] = len(texts[i])
         order = range(len(texts))
-        positions = inputs.get("position_ids")
         return Prefilled(
             [handles[i] for i in order],
             torch.stack([logits[twins[i]] for i in order]),
             [cached[i] for i in order],
             [states[twins[i]] for i in order] if states else (),
-            [_positions(positions, row, padding[row], len(prompt.input_ids[0])) for row in chosen],
+            positions,
             [gaze[twins[i]] for i in order] if self._gaze else (),
         )
 
@@ -388,17 +388,9 @@ def _free_bytes(device: torch.device) -> int:
     return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
 
 
-def _positions(positions: Tensor | None, row: int, padding: int, length: int) -> Tensor:
+def _positions(given: Tensor | None, row: int, padding: int, ids: Tensor) -> Tensor:
     """Positions of a row's tokens, int64 ``(R, T)`` on the CPU."""
-    if positions is None:
-        return torch.arange(length - padding)[None]
-    rows = positions[None] if positions.ndim == 2 else positions
+    if given is None:
+        return torch.arange(ids.shape[1] - padding)[None]
+    rows = given[None] if given.ndim == 2 else given
     return rows[:, row if rows.shape[1] > 1 else 0, padding:].cpu()
-
-
-def _last_positions(positions: Tensor | None, ids: Tensor, padding: Sequence[int]) -> Tensor:
-    """Position of each row's last token, int64 ``(R, B)`` on the CPU."""
-    if positions is None:
-        return torch.tensor([[ids.shape[1] - 1 - pad for pad in padding]])
-    last = positions[..., -1].cpu()
-    return (last[None] if last.ndim == 1 else last).expand(-1, len(padding))
