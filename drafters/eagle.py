@@ -13,9 +13,10 @@ import torch
 from torch import Tensor, nn
 
 from specdec.cache import PagedKV, PageView
+from specdec.drafters.calibration import Calibration
 from specdec.drafters.eagle_head import EagleHead
 from specdec.drafters.eagle_network import EagleNetwork, Rows, State
-from specdec.drafters.growth import Calibration, grow
+from specdec.drafters.growth import grow
 from specdec.interfaces import DraftRequest, Reads, VerifierSpec
 from specdec.runtime import Source
 from specdec.tree import DraftTree, Siblings, root_only

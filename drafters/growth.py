@@ -19,6 +19,7 @@ from typing import NamedTuple, Protocol
 import torch
 from torch import Tensor
 
+from specdec.drafters.calibration import Calibration
 from specdec.interfaces import DraftRequest
 from specdec.sampling import sample_children
 from specdec.tree import DraftTree, Dynamic, Shape, Siblings, Topology, topology
@@ -61,26 +62,6 @@ class Network(Protocol):
         """Run these nodes, behind those of the waves before; logits ``(N, V)``."""
 
 
-@dataclass(frozen=True, slots=True)
-class Calibration:
-    """How probable it is that a drafted token is accepted, by the drafter's own probability q:
-
-        sigmoid(slope · logit(q) + shift)
-
-    The identity until it has been measured (``specdec distill`` does).
-    """
-
-    slope: float = 1.0
-    shift: float = 0.0
-
-    def log_accepted(self, log_q: Tensor) -> Tensor:
-        """Its logarithm, of the logarithm of q; any shape."""
-        if self.slope == 1.0 and self.shift == 0.0:
-            return log_q
-        logit = log_q - torch.log1p(-log_q.exp().clamp_max(1 - 1e-6))
-        return torch.nn.functional.logsigmoid(self.slope * logit + self.shift)
-
-
 class Grown(NamedTuple):
     """``ran``: for each node that was run, in order, its number in the tree, -1 if it is not part
     of it.
@@ -94,7 +75,7 @@ def grow(
     network: Network,
     requests: Sequence[DraftRequest],
     siblings: Siblings = "without_replacement",
-    calibration: Calibration = Calibration(),  # frozen
+    calibration: Calibration = Calibration(),  # noqa: B008  # frozen
 ) -> list[Grown]:
     """A tree for each of these requests, whose shapes have room for a node each.
 

@@ -15,6 +15,7 @@ from transformers import (
     PreTrainedModel,
 )
 
+from specdec.drafters.calibration import Calibration
 from specdec.drafters.eagle import EagleDrafter
 from specdec.drafters.eagle_files import eagle_form, read_eagle
 from specdec.drafters.selection import check_ratio
@@ -60,7 +61,10 @@ Loader = Callable[[str | PathLike[str], Mapping[str, Any], PreTrainedModel | Non
 def _load_text_only(
     path: str | PathLike[str], settings: Mapping[str, Any], verifier: PreTrainedModel | None
 ) -> Drafter:
-    return TextOnlyDrafter(_load_model(AutoModelForCausalLM, path, verifier))
+    calibration = _calibration(path, settings)
+    return TextOnlyDrafter(
+        _load_model(AutoModelForCausalLM, path, verifier), calibration=calibration
+    )
 
 
 def _load_vision_pruned(
@@ -69,13 +73,22 @@ def _load_vision_pruned(
     ratio = settings.get("ratio")
     if not isinstance(ratio, (int, float)):
         raise ValueError(f"{path}: {CONFIG_NAME} says ratio={ratio!r}; expected a number in [0, 1]")
-    return VisionPrunedDrafter(_load_model(AutoModelForImageTextToText, path, verifier), ratio)
+    calibration = _calibration(path, settings)
+    model = _load_model(AutoModelForImageTextToText, path, verifier)
+    return VisionPrunedDrafter(model, ratio, calibration=calibration)
 
 
 _LOADERS: Mapping[str, Loader] = {
     "text_only": _load_text_only,
     "vision_pruned": _load_vision_pruned,
 }
+
+
+def _calibration(path: str | PathLike[str], settings: Mapping[str, Any]) -> Calibration:
+    try:
+        return Calibration.from_dict(settings.get("calibration"))
+    except (ValueError, AttributeError) as error:
+        raise ValueError(f"{path}: {CONFIG_NAME}: {error}") from error
 
 
 def _load_model(
@@ -103,12 +116,15 @@ def _load_model(
 
 def _eagle(path: str | PathLike[str], model: PreTrainedModel | None) -> EagleDrafter:
     """An EAGLE-3 head in any of the forms that are known."""
-    if model is None:
-        return EagleDrafter(read_eagle(path)[0])
-    layers = model.config.get_text_config(decoder=True).num_hidden_layers
-    head, _ = read_eagle(path, verifier_layers=layers)
-    embeddings: Any = model.get_input_embeddings()
-    return EagleDrafter(head.to(model.device), embeddings)
+    layers: int | None = None
+    embeddings: Any = None
+    if model is not None:
+        layers = model.config.get_text_config(decoder=True).num_hidden_layers
+        embeddings = model.get_input_embeddings()
+    head, known = read_eagle(path, verifier_layers=layers)
+    if model is not None:
+        head = head.to(model.device)
+    return EagleDrafter(head, embeddings, calibration=_calibration(path, known))
 
 
 def save_drafter(

@@ -14,7 +14,8 @@ import torch
 from torch import Tensor
 
 from specdec.cache import OutOfPages, SequenceKV
-from specdec.drafters.growth import Calibration, Grown, Wave, grow
+from specdec.drafters.calibration import Calibration
+from specdec.drafters.growth import Grown, Wave, grow
 from specdec.drafters.selection import SHARE_UNIFORM, check_ratio, select_pages
 from specdec.interfaces import DraftRequest, Reads, VerifierSpec
 from specdec.runtime import Bypass, NodeBatch, PagedModel, Source

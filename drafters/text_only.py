@@ -13,7 +13,7 @@ from collections.abc import Hashable, Sequence
 import torch
 from transformers import PreTrainedModel
 
-from specdec.drafters.growth import Calibration
+from specdec.drafters.calibration import Calibration
 from specdec.drafters.paged_network import PagedNetwork
 from specdec.drafters.texts import ROOM, Texts
 from specdec.drafters.tokenizers import refuse_other_size

@@ -8,7 +8,8 @@ from dataclasses import dataclass, field
 from torch import Tensor
 
 from specdec.cache import SequenceKV
-from specdec.drafters.growth import Calibration, Network, grow
+from specdec.drafters.calibration import Calibration
+from specdec.drafters.growth import Network, grow
 from specdec.interfaces import DraftRequest
 from specdec.runtime import NodeBatch, PagedModel
 from specdec.tree import DraftTree, Siblings, root_only

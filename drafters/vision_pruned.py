@@ -17,7 +17,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from specdec.cache import SequenceKV
-from specdec.drafters.growth import Calibration
+from specdec.drafters.calibration import Calibration
 from specdec.drafters.paged_network import PagedNetwork
 from specdec.drafters.selection import SHARE_UNIFORM, check_ratio, select
 from specdec.drafters.texts import ROOM, Texts

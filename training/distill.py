@@ -13,22 +13,39 @@ from typing import Annotated, Any
 import typer
 
 from specdec.training.distillation import Plan, run
+from specdec.training.recipes import use_recipe
 
-KINDS = ("text_only", "eagle")
+KINDS = ("text_only", "eagle", "vision_pruned")
 VISIONS = ("hidden", "compressed", "shared")
-RATES = {"text_only": 4e-3, "eagle": 2e-3}  # peak learning rates
+RATES = {"text_only": 4e-3, "eagle": 2e-3, "vision_pruned": 4e-3}  # peak learning rates
 
 
 def distill(
-    verifier: Annotated[str, typer.Option(help="Folder or hub id of the verifier.")],
+    verifier: Annotated[
+        str, typer.Option(help="Folder or hub id of the verifier; demo is the embedded model.")
+    ],
     out: Annotated[Path, typer.Option(help="Folder for the drafter.")],
+    recipe: Annotated[
+        str | None,
+        typer.Option(
+            callback=use_recipe,
+            is_eager=True,
+            help="Options from a YAML file, or from one that comes along: text-only, eagle-hidden, "
+            "eagle-compressed, eagle-shared. What is given besides goes before it.",
+        ),
+    ] = None,
     data: Annotated[
+        str | None,
+        typer.Option(
+            help='Folder of images and *.jsonl lines {"image": file, "prompt": text}, a saved data '
+            "set, or hub:owner/name[:split]. Without it, the embedded model's own generator.",
+        ),
+    ] = None,
+    answers_in: Annotated[
         Path | None,
         typer.Option(
-            exists=True,
             file_okay=False,
-            help='Folder of images and *.jsonl lines {"image": file, "prompt": text}. Without it, '
-            "the embedded model's own generator.",
+            help="Folder of answers that runs share, one after another; default: OUT's own.",
         ),
     ] = None,
     tasks: Annotated[str, typer.Option(help="Of the embedded model's generator, by commas.")] = "",
@@ -54,6 +71,9 @@ def distill(
     shared_layer: Annotated[
         int | None, typer.Option(min=0, help="Layer whose keys a shared one reads.")
     ] = None,
+    keep: Annotated[
+        float, typer.Option(min=0, max=1, help="Share of visual tokens a vision_pruned one reads.")
+    ] = 0.25,
     draft_vocabulary: Annotated[
         int | None, typer.Option(min=1, help="Tokens that an eagle drafter can propose.")
     ] = None,
@@ -87,7 +107,8 @@ def distill(
     try:
         plan = Plan(
             verifier=verifier,
-            data=None if data is None else str(data),
+            data=data,
+            answers_in=None if answers_in is None else str(answers_in),
             tasks=tuple(filter(None, tasks.split(","))),
             minutes=minutes,
             answers=answers,
@@ -95,7 +116,7 @@ def distill(
             max_new_tokens=max_new_tokens,
             held_out=held_out,
             dtype=dtype,
-            kind=_one_of("--kind", kind, KINDS),
+            kind=_kind(kind),
             geometry=Geometry(
                 layers,
                 hidden,
@@ -106,6 +127,7 @@ def distill(
                 tuple(int(layer) for layer in filter(None, taps.split(","))),
                 shared_layer,
                 draft_vocabulary=draft_vocabulary,
+                keep=keep,
             ),
             loss=_weights(loss),
             test_steps=test_steps,
@@ -120,6 +142,12 @@ def distill(
     except ValueError as error:
         raise typer.BadParameter(str(error)) from error
     shutil.rmtree(out / "unfinished" / "drafter", ignore_errors=True)
+
+
+def _kind(kind: str) -> Any:  # one of several literals
+    if kind == "probe":
+        raise ValueError("a probe drafts nothing; `specdec train-probe` trains it")
+    return _one_of("--kind", kind, KINDS)
 
 
 def _one_of(option: str, value: str, known: Sequence[str]) -> Any:  # one of several literals

@@ -13,13 +13,12 @@ from __future__ import annotations
 import json
 import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from specdec.interfaces import Drafter
     from specdec.training.answers import Teacher
     from specdec.training.kinds import Geometry, Kind, KindName
     from specdec.training.options import Training
@@ -28,8 +27,8 @@ if TYPE_CHECKING:
 
 ANSWERING = 0.45  # share of the time in which the verifier may answer
 MEASURING = 0.05  # share that is left for the measurement at the end
-CHAINS = (4, 8)  # draft lengths that are measured
 REPORT_EVERY = 10.0  # seconds
+DEMO = "demo"  # the embedded LVLM
 
 
 @dataclass(frozen=True)
@@ -38,7 +37,8 @@ class Plan:
 
     Attributes:
         verifier: folder or hub id of the verifier.
-        data: folder of prompts; ``None`` is the embedded LVLM's generator.
+        data: what :func:`specdec.training.sources.open_prompts` takes.
+        answers_in: folder of answers that runs share; ``None`` is one of its own.
         tasks: which of that generator's tasks; none is those that the shipped one answers well.
         minutes: wall time in all.
         answers: most answers.
@@ -59,6 +59,7 @@ class Plan:
 
     verifier: str
     data: str | None
+    answers_in: str | None
     tasks: tuple[str, ...]
     minutes: float
     answers: int
@@ -102,7 +103,8 @@ def run(plan: Plan, out: Path, *, resume: bool = False) -> dict[str, Any]:
         ValueError: the folder is taken, the plan is another one than before, or the verifier or the
             prompts cannot be used; before any work is done.
     """
-    from specdec.training import kinds
+    from specdec.training import kinds, worth
+    from specdec.training.card import card
     from specdec.training.sources import open_prompts
 
     work, say = out / "unfinished", _Voice()
@@ -120,6 +122,7 @@ def run(plan: Plan, out: Path, *, resume: bool = False) -> dict[str, Any]:
         noise=plan.noise,
     )
     shards = _answered(plan, teacher, prompts, work, say)
+    held_out = prompts.held_out(plan.held_out)
     began = time.monotonic()
     examples = kind.prepare(shards, say)
     preparing = time.monotonic() - began
@@ -131,21 +134,28 @@ def run(plan: Plan, out: Path, *, resume: bool = False) -> dict[str, Any]:
     how = _settled(plan, shards.seconds + preparing)
 
     def tau(_: Any) -> float:
-        [row] = measure(teacher, prompts, kind.drafter(), plan, CHAINS[:1])
+        [row] = worth.acceptance(teacher, held_out, kind.drafter(), worth.CHAINS[:1])
         found: float = row["mean_acceptance_length"]
         return found
 
     trained = _trained(plan, kind, examples, lengths, how, work, tau, say)
+    watched = worth.watch(teacher, held_out, kind.drafter())
     facts: dict[str, Any] = {
         "parameters": sum(weight.numel() for weight in kind.student.parameters()),
         "plan": replace(
-            plan, verifier=_name(plan.verifier), data=plan.data and "own", training=how
+            plan,
+            verifier=_name(plan.verifier),
+            data=_public(plan.data),
+            answers_in=_public(plan.answers_in),
+            training=how,
         ).to_dict(),
         "answers": len(lengths),
         "answer_tokens": tokens,
         "answer_minutes": round(answering, 2),
         **trained,
-        "acceptance": measure(teacher, prompts, kind.drafter(), plan),
+        "acceptance": worth.acceptance(teacher, held_out, kind.drafter()),
+        "acceptance_by_modality": worth.by_modality(watched),
+        "calibration": worth.calibrate(watched).to_dict(),
     }
     for row in facts["acceptance"]:
         say(
@@ -155,6 +165,7 @@ def run(plan: Plan, out: Path, *, resume: bool = False) -> dict[str, Any]:
         )
     fresh = work / "drafter"
     kind.save(fresh, _name(plan.verifier), facts)
+    (fresh / "README.md").write_text(card(_name(plan.verifier), facts), encoding="utf-8")
     # drafter.json comes last: where it lies, the rest is complete.
     for file in sorted(fresh.iterdir(), key=lambda file: file.name == "drafter.json"):
         os.replace(file, out / file.name)
@@ -170,7 +181,9 @@ def _answered(
     from specdec.training.shards import AnswerShards
     from specdec.training.skipped import write_skipped
 
-    shards = AnswerShards(work / "answers")
+    folder = work / "answers" if plan.answers_in is None else Path(plan.answers_in)
+    _claim_answers(plan, folder)
+    shards = AnswerShards(folder)
     allowed = ANSWERING * plan.minutes
     try:
         for count, spent in answers.collect(
@@ -233,35 +246,30 @@ def _trained(
     return {**found, "training_minutes": round(trainer.seconds / 60, 2)}
 
 
-def measure(
-    teacher: Teacher,
-    prompts: Prompts,
-    drafter: Drafter,
-    plan: Plan,
-    chains: Sequence[int] = CHAINS,
-) -> list[dict[str, Any]]:
-    """Acceptance on held-out prompts, by running the engine: greedy, one prompt at a time."""
-    from specdec.generation import generate
-    from specdec.stats import AcceptanceStats
+def _claim_answers(plan: Plan, folder: Path) -> None:
+    """Note what the answers in a folder are, or see that those there are the same.
 
-    asked = [teacher.inputs([each]) for each in prompts.held_out(plan.held_out)]
-    rows = []
-    for depth in chains:
-        stats = AcceptanceStats()
-        for inputs in asked:
-            out = generate(
-                teacher.model,
-                drafter=drafter,
-                tree=depth,
-                **inputs,
-                do_sample=False,
-                max_new_tokens=plan.max_new_tokens,
+    Raises:
+        ValueError: they are others.
+    """
+    names = ("data", "tasks", "asking", "max_new_tokens", "dtype")
+    mine = {"verifier": _name(plan.verifier), "seed": plan.training.seed}
+    mine = json.loads(json.dumps(mine | {name: getattr(plan, name) for name in names}))
+    file = folder / "answers.json"
+    if file.is_file():
+        there = json.loads(file.read_text())
+        if odd := [name for name in mine if there.get(name) != mine[name]]:
+            raise ValueError(
+                f"the answers in {folder} are of {odd[0]}={there.get(odd[0])!r}, this run's of "
+                f"{mine[odd[0]]!r}; give the same options, or another folder with --answers-in"
             )
-            stats.merge(out.stats)
-        counts = stats.to_dict()
-        del counts["times"]  # of a run that was not set up to be timed
-        rows.append({"chain": depth, "questions": len(asked), **counts})
-    return rows
+        return
+    if any(folder.glob("answers-*.arrow")):
+        raise ValueError(f"{folder} holds answers, and no {file.name} says whose they are")
+    folder.mkdir(parents=True, exist_ok=True)
+    unfinished = file.with_suffix(".tmp")
+    unfinished.write_text(json.dumps(mine, indent=2) + "\n")
+    unfinished.replace(file)
 
 
 def _claim(plan: Plan, out: Path, work: Path, resume: bool) -> None:
@@ -299,11 +307,12 @@ def _teacher(plan: Plan) -> Teacher:
 
     from specdec.training.answers import Teacher
 
+    folder = _folder(plan.verifier)
     try:
         model = AutoModelForImageTextToText.from_pretrained(
-            plan.verifier, dtype=plan.dtype, use_safetensors=True
+            folder, dtype=plan.dtype, use_safetensors=True
         )
-        processor = AutoProcessor.from_pretrained(plan.verifier)
+        processor = AutoProcessor.from_pretrained(folder)
     except (OSError, ValueError) as error:
         raise ValueError(f"no verifier could be loaded from {plan.verifier}: {error}") from error
     return Teacher(model.eval(), processor, plan.max_new_tokens)
@@ -320,6 +329,19 @@ def _check_embedded(plan: Plan, teacher: Teacher) -> None:
         )
 
 
+def _folder(verifier: str) -> str:
+    """Where the verifier lies."""
+    from specdec import demo
+
+    return str(demo.ASSETS / "lvlm") if verifier == DEMO else verifier
+
+
 def _name(verifier: str) -> str:
     """A name to record: a hub id as it is, of a folder its own name only."""
-    return Path(verifier).resolve().name if Path(verifier).exists() else verifier
+    folder = Path(_folder(verifier))
+    return folder.resolve().name if folder.exists() else verifier
+
+
+def _public(data: str | None) -> str | None:
+    """The same for data."""
+    return "own" if data is not None and Path(data).exists() else data

@@ -16,7 +16,7 @@ from torch.utils.data import Dataset
 
 from specdec.training.feature_shards import FeatureShards
 from specdec.training.features import FeatureReader, Features
-from specdec.training.shards import AnswerShards, Numbers
+from specdec.training.shards import AnswerShards
 from specdec.verifiers.spec import read_spec
 
 
@@ -32,6 +32,7 @@ class Example(NamedTuple):
         top_p: fp32 ``(A, K)``: their probabilities.
         temperature: that the answer was drawn at; 0 is greedy.
         task: what kind of question it was, if that is known.
+        place: its shard, and its row there.
         features: ``None`` for drafters that see text only.
     """
 
@@ -42,6 +43,7 @@ class Example(NamedTuple):
     top_p: Tensor
     temperature: float
     task: str
+    place: tuple[int, int]
     features: Features | None = None
 
 
@@ -78,16 +80,14 @@ class _Listed(Dataset[Example], ABC):
     def __getitems__(self, numbers: Sequence[int]) -> list[Example]:
         places = [self.answers.place(number) for number in numbers]
         features = self._features(places)
-        return [
-            self._example(self.answers.numbers(*place), seen)
-            for place, seen in zip(places, features, strict=True)
-        ]
+        return [self._example(place, seen) for place, seen in zip(places, features, strict=True)]
 
     @abstractmethod
     def _features(self, places: Sequence[tuple[int, int]]) -> Sequence[Features | None]:
         """Those of the answers in these rows of shards."""
 
-    def _example(self, numbers: Numbers, features: Features | None) -> Example:
+    def _example(self, place: tuple[int, int], features: Features | None) -> Example:
+        numbers = self.answers.numbers(*place)
         visual = torch.isin(numbers.tokens, self._visual)
         return Example(
             numbers.tokens,
@@ -97,6 +97,7 @@ class _Listed(Dataset[Example], ABC):
             numbers.top_p,
             numbers.temperature,
             numbers.task,
+            place,
             features,
         )
 

@@ -41,6 +41,13 @@ class Reading:
     shared_layer: int | None = None
     page_size: int = 16
 
+    @property
+    def name(self) -> str:
+        """A folder's name for it."""
+        taps = "-".join(map(str, self.layers))
+        keys = "" if self.shared_layer is None else f"-keys-{self.shared_layer}"
+        return f"states-{taps}{keys}"
+
     def check(self, model: PreTrainedModel) -> None:
         """Raise ``ValueError``, naming both sides, if the model has nothing of the kind."""
         spec = read_spec(model)

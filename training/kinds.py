@@ -17,21 +17,22 @@ from torch import nn
 from specdec.drafters.eagle import EagleDrafter
 from specdec.drafters.eagle_files import save_eagle
 from specdec.drafters.eagle_head import EagleConfig, EagleHead, Vision
-from specdec.drafters.loading import save_drafter
+from specdec.drafters.loading import save_drafter, save_vision_pruned
 from specdec.drafters.text_only import TextOnlyDrafter
+from specdec.drafters.vision_pruned import VisionPrunedDrafter
 from specdec.interfaces import Drafter
 from specdec.training import feature_shards, small
 from specdec.training.answers import Teacher
-from specdec.training.batches import Batch, EagleCollator, TextCollator
+from specdec.training.batches import Batch, EagleCollator, TextCollator, VisionCollator
 from specdec.training.examples import Example, Examples
 from specdec.training.feature_shards import FeatureShards
 from specdec.training.features import FeatureReader, Reading
 from specdec.training.losses import Mixture
 from specdec.training.shards import AnswerShards
-from specdec.training.students import ACCEPTANCE, EVENLY, EagleStudent, TextStudent
+from specdec.training.students import ACCEPTANCE, EVENLY, EagleStudent, TextStudent, VisionStudent
 from specdec.verifiers.spec import read_spec
 
-KindName = Literal["text_only", "eagle"]
+KindName = Literal["text_only", "eagle", "vision_pruned"]
 MOST_DRAFTED = 32_000  # tokens that a head of its own choice can propose
 
 
@@ -51,6 +52,7 @@ class Geometry:
         shared_layer: whose keys of the image it reads, if it shares them.
         queries: learned queries an image, if it compresses.
         draft_vocabulary: tokens that it can propose, the most frequent ones of the answers.
+        keep: share of the visual tokens that a small LVLM reads when it drafts.
     """
 
     layers: int | None = None
@@ -63,6 +65,19 @@ class Geometry:
     shared_layer: int | None = None
     queries: int = 4
     draft_vocabulary: int | None = None
+    keep: float = 0.25
+
+    @property
+    def size(self) -> small.Size:
+        """Of a drafter that is a model of its own."""
+        default = small.Size()
+        return small.Size(
+            self.layers or default.layers,
+            self.hidden or default.hidden,
+            self.intermediate or default.intermediate,
+            self.heads or default.heads,
+            self.kv_heads or default.kv_heads,
+        )
 
 
 class Kind(Protocol):
@@ -96,16 +111,8 @@ class TextOnly:
     def __init__(
         self, teacher: Teacher, geometry: Geometry, seed: int, mixture: Mixture | None
     ) -> None:
-        default = small.Size()
-        size = small.Size(
-            geometry.layers or default.layers,
-            geometry.hidden or default.hidden,
-            geometry.intermediate or default.intermediate,
-            geometry.heads or default.heads,
-            geometry.kv_heads or default.kv_heads,
-        )
         self._visual = read_spec(teacher.model).visual_token_ids
-        self._model = small.build(teacher.model, size, seed)
+        self._model = small.build(teacher.model, geometry.size, seed)
         self.student: nn.Module = TextStudent(self._model, mixture or EVENLY)
         self.collate: Callable[[Sequence[Example]], Batch] = TextCollator()
 
@@ -118,6 +125,38 @@ class TextOnly:
 
     def save(self, folder: Path, verifier: str, facts: Mapping[str, Any]) -> None:
         save_drafter(self._model, folder, verifier=verifier, **facts)
+
+
+class VisionPruned:
+    """A small LVLM. It learns from whole images and drafts from a part of each.
+
+    Raises:
+        ValueError: no small one of the verifier's family can be made.
+    """
+
+    def __init__(
+        self, teacher: Teacher, geometry: Geometry, seed: int, mixture: Mixture | None
+    ) -> None:
+        self._teacher, self._keep = teacher, geometry.keep
+        self._model = small.build_small_lvlm(teacher.model, geometry.size, seed)
+        self.student: nn.Module = VisionStudent(self._model, mixture or EVENLY)
+        self._shards: AnswerShards | None = None
+        self.collate: Callable[[Sequence[Example]], Batch] = VisionCollator(self._inputs)
+
+    def prepare(self, shards: AnswerShards, say: Callable[[str], None]) -> Examples:
+        """The answers; their images are read again whenever they are asked for."""
+        self._shards = shards
+        return Examples(shards, read_spec(self._teacher.model).visual_token_ids)
+
+    def drafter(self) -> Drafter:
+        return VisionPrunedDrafter(self._model.eval(), self._keep)
+
+    def save(self, folder: Path, verifier: str, facts: Mapping[str, Any]) -> None:
+        save_vision_pruned(self._model, folder, verifier=verifier, ratio=self._keep, **facts)
+
+    def _inputs(self, example: Example) -> Mapping[str, torch.Tensor]:
+        assert self._shards is not None
+        return self._teacher.inputs([self._shards.answer(*example.place).asked])
 
 
 class Eagle:
@@ -172,7 +211,8 @@ class Eagle:
     def prepare(self, shards: AnswerShards, say: Callable[[str], None]) -> Examples:
         """The answers with the verifier's states, which are kept beside them."""
         reader = FeatureReader(self._teacher.model, self._teacher.processor, self._reading)
-        features = FeatureShards(shards, self._reading)
+        # Runs that share answers may read other states of them.
+        features = FeatureShards(shards, self._reading, folder=shards.folder / self._reading.name)
         wanted = feature_shards.estimate(reader, features)
         if wanted:
             say(f"the verifier's states take {wanted / 2**20:,.0f} MiB")
@@ -274,6 +314,7 @@ def make(
     Raises:
         ValueError: see the kinds.
     """
-    if name == "text_only":
-        return TextOnly(teacher, geometry, seed, mixture)
+    if name != "eagle":
+        own = TextOnly if name == "text_only" else VisionPruned
+        return own(teacher, geometry, seed, mixture)
     return Eagle(teacher, geometry, seed, mixture, steps=steps, noise=noise)

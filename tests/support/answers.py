@@ -66,4 +66,4 @@ def example(
         drawn(len(read), 2, 8),
         read,
     )
-    return Example(tokens, len(layout), visual, p.indices, p.values, 0.0, "", features)
+    return Example(tokens, len(layout), visual, p.indices, p.values, 0.0, "", (0, 0), features)

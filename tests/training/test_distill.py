@@ -14,11 +14,12 @@ from transformers import PreTrainedModel
 from typer.testing import CliRunner
 
 import specdec
-from specdec.drafters import TextOnlyDrafter, load_drafter
+from specdec.drafters import TextOnlyDrafter, VisionPrunedDrafter, load_drafter
+from specdec.drafters.calibration import Calibration
 from specdec.drafters.eagle import EagleDrafter
 from specdec.drafters.eagle_head import Vision
 from specdec.interfaces import DraftRequest
-from specdec.training import distill, kinds, small
+from specdec.training import distill, kinds, recipes, small
 from specdec.training.answers import Teacher
 from specdec.training.examples import Example, Examples, OnlineExamples, without_visual
 from specdec.training.features import FeatureReader, Reading
@@ -136,7 +137,12 @@ def test_command_distils_resumes_and_refuses(
     assert [row["chain"] for row in settings["acceptance"]] == [4, 8]
     assert settings["acceptance"][0]["num_generated_tokens"] > 0
     assert str(tmp_path) not in (out / "drafter.json").read_text()
-    assert {file.suffix for file in out.iterdir()} <= {".json", ".safetensors", ""}
+    assert {file.suffix for file in out.iterdir()} <= {".json", ".safetensors", ".md", ""}
+    card = (out / "README.md").read_text()
+    assert "# A drafter for verifier" in card
+    assert f"{settings['answers']} answers" in card
+    assert f"{settings['acceptance'][1]['mean_acceptance_length']:.2f}" in card
+    assert drafter.calibration == Calibration.from_dict(settings["calibration"])
     weights = load_file(out / "model.safetensors")
 
     assert "not empty" in _text(_run(*options))
@@ -180,9 +186,72 @@ def test_command_distils_eagle_heads(
     assert [line["step"] for line in log if "truth" in line] == [2, 4]
 
 
+def test_command_distils_small_lvlms(teacher: Teacher, prompts: Path, tmp_path: Path) -> None:
+    """It sees images while it learns, some of them two, and drafts from the share that was asked
+    for.
+    """
+    verifier, out = tmp_path / "verifier", tmp_path / "drafter"
+    teacher.model.save_pretrained(verifier)
+    teacher.processor.save_pretrained(verifier)
+    result = _run("--verifier", verifier, "--out", out, "--data", prompts, "--answers", 16,
+                  "--asking", 8, "--max-new-tokens", 6, "--held-out", 2, "--steps", 2,
+                  "--kind", "vision_pruned", "--keep", 0.5, "--hidden", 16, "--intermediate", 24,
+                  "--heads", 2, "--kv-heads", 1, "--measure-every", 1)  # fmt: skip
+    assert result.exit_code == 0, result.output
+    drafter = load_drafter(out, teacher.model)
+    assert isinstance(drafter, VisionPrunedDrafter)
+    assert drafter.ratio == 0.5
+    out_ids = specdec.generate(
+        teacher.model, drafter=drafter, do_sample=False, max_new_tokens=6,
+        **teacher.inputs([Asked(processors.messages(1), [processors.image(1)])]),
+    )  # fmt: skip
+    assert out_ids.stats.num_draft_tokens > 0
+
+
+def test_runs_share_answers_and_recipes(teacher: Teacher, prompts: Path, tmp_path: Path) -> None:
+    """A second drafter asks nothing that was answered; options go before the recipe; answers of
+    other prompts are not taken for one's own.
+    """
+    verifier, shared = tmp_path / "verifier", tmp_path / "shared"
+    teacher.model.save_pretrained(verifier)
+    teacher.processor.save_pretrained(verifier)
+    recipe = tmp_path / "mine.yaml"
+    recipe.write_text(
+        f"verifier: {verifier}\ndata: {prompts}\nanswers-in: {shared}\nanswers: 16\nasking: 8\n"
+        "max-new-tokens: 6\nheld_out: 2\nsteps: 2\nlayers: 1\nhidden: 16\nintermediate: 24\n"
+        "heads: 2\nkv-heads: 1\n"
+    )
+    first = _run("--recipe", recipe, "--out", tmp_path / "one")
+    assert first.exit_code == 0, first.output
+    times = {file: file.stat().st_mtime_ns for file in shared.glob("answers-*")}
+    assert times
+    second = _run("--recipe", recipe, "--out", tmp_path / "two", "--steps", 3, "--kind", "eagle")
+    assert second.exit_code == 0, second.output
+    shares = ("--kind", "eagle", "--vision", "shared", "--heads", 4)
+    third = _run("--recipe", recipe, "--out", tmp_path / "three", *shares)
+    assert third.exit_code == 0, third.output  # other states, of the same answers
+    assert {file: file.stat().st_mtime_ns for file in shared.glob("answers-*")} == times
+    settings = [json.loads((tmp_path / n / "drafter.json").read_text()) for n in ("one", "two")]
+    assert [each["training_steps"] for each in settings] == [2, 3]
+    assert settings[0]["answers"] == settings[1]["answers"]
+    assert all(str(tmp_path) not in json.dumps(each) for each in settings)
+    other = _run("--recipe", recipe, "--out", tmp_path / "four", "--max-new-tokens", 7)
+    assert "max_new_tokens=6, this run's of 7" in _text(other)
+    assert "no YAML" in _text(_run("--recipe", prompts / "0.png", "--out", tmp_path / "x"))
+
+
+@pytest.mark.parametrize("recipe", recipes.shipped())
+def test_shipped_recipes_are_of_options_that_there_are(recipe: str, tmp_path: Path) -> None:
+    """Read as the command reads them, up to the verifier, which this folder is not."""
+    result = _run("--recipe", recipe, "--out", tmp_path / "out", "--verifier", tmp_path)
+    assert "no verifier could be loaded" in _text(result)
+
+
 @pytest.mark.parametrize(
     ("options", "words"),
     [
+        (("--kind", "probe"), "train-probe"),
+        (("--recipe", "none"), "eagle-shared"),
         (("--kind", "eagel"), "text_only, eagle"),
         (("--kind", "eagle", "--vision", "seen"), "hidden, compressed, shared"),
         (("--loss", "tv:1"), "tv=1,ce=0.1"),

@@ -26,7 +26,9 @@ def _answered(inputs: Mapping[str, Tensor], seed: int, length: int) -> Example:
     tokens = torch.cat([inputs["input_ids"][0], told])
     p = torch.randn(length, families.VOCAB, generator=generator).softmax(-1).topk(4)
     visual = tokens == families.IMAGE
-    return Example(tokens, inputs["input_ids"].shape[1], visual, p.indices, p.values, 1.0, "", None)
+    return Example(
+        tokens, inputs["input_ids"].shape[1], visual, p.indices, p.values, 1.0, "", (0, 0)
+    )
 
 
 def _case(family: families.Family) -> tuple[list[Example], list[Mapping[str, Tensor]]]:
