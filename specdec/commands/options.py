@@ -14,6 +14,7 @@ from specdec.commands.errors import UserError
 if TYPE_CHECKING:
     import torch
 
+    from specdec.engine import Adaptive
     from specdec.tree import Topology
 
 MAX_TREE = 256  # nodes; a step over more costs more than any of them can save
@@ -64,8 +65,9 @@ DrafterOption = Annotated[
 TreeOption = Annotated[
     str,
     typer.Option(
-        metavar="K|A,B,…",
-        help="Largest draft: a line of K tokens, or A children, B children of each of them, ….",
+        metavar="K|A,B,…|auto",
+        help="Largest draft: a line of K tokens; or A children, B children of each of them, …; or "
+        "as much as is seen to pay.",
     ),
 ]
 LengthOption = Annotated[int, typer.Option(min=1, help="Longest answer.")]
@@ -107,14 +109,18 @@ def check_acceptance(text: str) -> str:
     return text
 
 
-def parse_tree(text: str) -> Topology:
-    """The tree that `--tree` means: `4` is a chain of four tokens, `3,2,1` children per level.
+def parse_tree(text: str) -> Topology | Adaptive:
+    """The tree that `--tree` means: `4` is a chain of four tokens, `3,2,1` children per level,
+    `auto` what pays.
 
     Raises:
         UserError: it means none, or one that is too large.
     """
+    from specdec.engine import Adaptive
     from specdec.tree import chain, static
 
+    if text == "auto":
+        return Adaptive()
     try:
         widths = [int(part) for part in text.split(",")]
     except ValueError:
@@ -122,7 +128,7 @@ def parse_tree(text: str) -> Topology:
     if not widths or min(widths) < (0 if len(widths) == 1 else 1):
         raise UserError(
             f"--tree {text}: expected a number of tokens to draft in a line, such as 4, "
-            "or the children per level, such as 3,2,1"
+            "the children per level, such as 3,2,1, or auto"
         )
     levels = [1] * widths[0] if len(widths) == 1 and widths[0] <= MAX_TREE else widths
     nodes = sum(math.prod(levels[:depth]) for depth in range(1, len(levels) + 1))

@@ -49,7 +49,10 @@ def spoilt(folder: Path, into: Path, spoil: Spoil) -> Path:
     return into
 
 
-@pytest.mark.parametrize("how", [("--drafter", "none"), ("--tree", "3"), ("--tree", "2,2,1"), ()])
+@pytest.mark.parametrize(
+    "how",
+    [("--drafter", "none"), ("--tree", "3"), ("--tree", "2,2,1"), ("--tree", "auto"), ()],
+)
 def test_answer_is_that_of_generate(
     cli: Cli, llava: Path, picture: Path, how: tuple[str, ...]
 ) -> None:
