@@ -9,9 +9,12 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from specdec.drafters import TextOnlyDrafter, load_drafter
-from specdec.drafters.loading import CONFIG_NAME, save_drafter
-from support import families
+from specdec.drafters import TextOnlyDrafter, VisionPrunedDrafter, load_drafter
+from specdec.drafters.calibration import Calibration
+from specdec.drafters.eagle import EagleDrafter
+from specdec.drafters.eagle_files import save_eagle
+from specdec.drafters.loading import CONFIG_NAME, save_drafter, save_vision_pruned
+from support import eagle_heads, families
 
 
 def test_a_saved_drafter_comes_back(tmp_path: Path) -> None:
@@ -25,6 +28,25 @@ def test_a_saved_drafter_comes_back(tmp_path: Path) -> None:
     assert (facts["kind"], facts["verifier"], facts["seed"]) == ("text_only", "a verifier", 3)
 
 
+def test_calibrations_come_back(tmp_path: Path) -> None:
+    """Of each kind that is saved; without one, probabilities are taken as they are."""
+    verifier, found = families.build("llava").model, Calibration(0.8, -0.25)
+    head = eagle_heads.head(own_embeddings=True)
+    facts = {"verifier": "a verifier", "calibration": found.to_dict()}
+    save_drafter(families.causal_lm(0), tmp_path / "text", **facts)
+    save_vision_pruned(verifier, tmp_path / "vision", ratio=0.5, **facts)
+    save_eagle(head, tmp_path / "eagle", **facts)
+    for name in ("text", "vision"):
+        drafter = load_drafter(tmp_path / name)
+        assert isinstance(drafter, (TextOnlyDrafter, VisionPrunedDrafter))
+        assert drafter.calibration == found
+    assert isinstance(eagle := load_drafter(tmp_path / "eagle"), EagleDrafter)
+    assert eagle.calibration == found
+    save_drafter(families.causal_lm(0), tmp_path / "plain", verifier="a verifier")
+    assert isinstance(plain := load_drafter(tmp_path / "plain"), TextOnlyDrafter)
+    assert plain.calibration == Calibration()
+
+
 def test_any_causal_language_model_drafts(tmp_path: Path) -> None:
     families.causal_lm(0).save_pretrained(tmp_path)
     assert isinstance(load_drafter(tmp_path), TextOnlyDrafter)
@@ -36,8 +58,14 @@ def test_any_causal_language_model_drafts(tmp_path: Path) -> None:
         ('{"kind": "oracle", "format_version": 1}', "kind 'oracle'"),
         ('{"kind": "text_only", "format_version": 9}', "format 9"),
         ("{", "not JSON"),
+        (
+            '{"kind": "text_only", "format_version": 1, "calibration": {"slope": -1, "shift": 0}}',
+            "slope above 0",
+        ),
+        ('{"kind": "text_only", "format_version": 1, "calibration": {"slope": 1}}', "a shift"),
+        ('{"kind": "text_only", "format_version": 1, "calibration": 3}', "calibration"),
     ],
-    ids=["kind", "version", "broken"],
+    ids=["kind", "version", "broken", "slope", "incomplete", "number"],
 )
 def test_what_cannot_be_read_is_refused(tmp_path: Path, contents: str, message: str) -> None:
     families.causal_lm(0).save_pretrained(tmp_path)

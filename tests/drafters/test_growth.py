@@ -1,0 +1,103 @@
+"""Dynamic trees against a search that keeps every candidate and looks at no tensor."""
+
+from __future__ import annotations
+
+import math
+import random
+from collections.abc import Sequence
+
+import pytest
+import torch
+from torch import Tensor
+
+from specdec.drafters.calibration import Calibration
+from specdec.drafters.growth import Wave, grow
+from specdec.interfaces import DraftRequest
+from specdec.tree import DraftTree, Dynamic
+
+TOKENS = 12
+Path = tuple[int, ...]
+
+
+class Table:
+    """A model whose next token depends on the last one only."""
+
+    def __init__(self, seed: int, vocabulary: Tensor | None = None) -> None:
+        generator = torch.Generator().manual_seed(seed)
+        self.logits = 2.5 * torch.randn(TOKENS, TOKENS, generator=generator)
+        self.vocabulary = vocabulary
+        self.forwards = self.rows = 0
+
+    def begin(self, requests: Sequence[DraftRequest]) -> Tensor:
+        return self.logits[[request.tokens[-1] % TOKENS for request in requests]]
+
+    def run(self, wave: Wave) -> Tensor:
+        self.forwards += 1
+        self.rows += len(wave.tokens)
+        return self.logits[wave.tokens % TOKENS]
+
+
+def accepted(q: float, calibration: Calibration) -> float:
+    odds = q / (1 - q)
+    return 1 / (1 + math.exp(-calibration.shift) * odds**-calibration.slope)
+
+
+def search(table: Table, root: int, shape: Dynamic, calibration: Calibration) -> set[Path]:
+    """The most probable paths: of each level the ``width`` best are gone on from, with ``width``
+    children each.
+    """
+    found: dict[Path, float] = {}
+    frontier: dict[Path, float] = {(): 1.0}
+    for _ in range(shape.depth):
+        level = {}
+        for path, score in frontier.items():
+            q = table.logits[(path[-1] if path else root) % TOKENS].softmax(-1).tolist()
+            for token in sorted(range(TOKENS), key=lambda t: -q[t])[: shape.width]:
+                name = token if table.vocabulary is None else int(table.vocabulary[token])
+                level[*path, name] = score * accepted(q[token], calibration)
+        found |= level
+        best = sorted(level, key=lambda path: -level[path])[: shape.width]
+        frontier = {path: level[path] for path in best}
+    kept = sorted(found, key=lambda path: -found[path])[: shape.budget]
+    return {path for path in kept if found[path] >= shape.least}
+
+
+def paths(tree: DraftTree) -> set[Path]:
+    found: list[Path] = [()]
+    for node in range(1, len(tree)):
+        found.append((*found[tree.topology.parents[node]], tree.tokens[node]))
+    return set(found[1:])
+
+
+@pytest.mark.parametrize(
+    "calibration", [Calibration(), Calibration(0.4, -0.3), Calibration(1.6, 0.8)], ids=str
+)
+def test_the_most_probable_nodes_are_drafted(calibration: Calibration) -> None:
+    """The growing stops early where nothing can still enter the tree, and never too early; the
+    product is of calibrated probabilities, and of the names that tokens have in the vocabulary.
+    """
+    rng = random.Random(3)
+    differ = 0
+    for seed in range(60):
+        vocabulary = None if seed % 2 else torch.arange(TOKENS) * 5 + 2
+        table = Table(seed, vocabulary)
+        shape = Dynamic(
+            rng.randrange(1, 20), rng.randrange(1, 6), rng.randrange(1, 5), rng.choice([0, 0.02])
+        )
+        requests = [DraftRequest(i, [7, root], 1, shape) for i, root in enumerate((3, 9))]
+        grown = grow(table, requests, calibration=calibration)
+        for request, (tree, _) in zip(requests, grown, strict=True):
+            wanted = search(table, request.tokens[-1], shape, calibration)
+            assert paths(tree) == wanted, (seed, shape)
+            differ += wanted != search(table, request.tokens[-1], shape, Calibration())
+    assert (differ > 20) == (calibration != Calibration())
+
+
+def test_growing_stops_where_nothing_more_can_enter() -> None:
+    """A tree of one node needs no forward but the first, however deep it may be."""
+    table = Table(0)
+    grow(table, [DraftRequest(0, [3], 1, Dynamic(1, 8, 4))])
+    assert table.forwards <= 1
+    wide = Table(0)
+    grow(wide, [DraftRequest(0, [3], 1, Dynamic(200, 3, 4))])
+    assert (wide.forwards, wide.rows) == (2, 8)
