@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any  # JSON values
 
@@ -34,7 +33,7 @@ class Calibration:
         return asdict(self)
 
     @classmethod
-    def from_dict(cls, values: Mapping[str, Any] | None) -> Calibration:
+    def from_dict(cls, values: Any) -> Calibration:
         """The inverse of :meth:`to_dict`; ``None`` is the identity.
 
         Raises:
@@ -42,10 +41,10 @@ class Calibration:
         """
         if values is None:
             return cls()
-        pair = values.get("slope"), values.get("shift")
+        pair = [values.get("slope"), values.get("shift")] if isinstance(values, dict) else []
         numbers = [each for each in pair if isinstance(each, (int, float)) and math.isfinite(each)]
         if len(numbers) != 2 or numbers[0] <= 0:
             raise ValueError(
-                f"calibration {dict(values)}: expected a slope above 0 and a shift, finite numbers"
+                f"calibration {values}: expected a slope above 0 and a shift, finite numbers"
             )
         return cls(*numbers)

@@ -87,7 +87,7 @@ _LOADERS: Mapping[str, Loader] = {
 def _calibration(path: str | PathLike[str], settings: Mapping[str, Any]) -> Calibration:
     try:
         return Calibration.from_dict(settings.get("calibration"))
-    except (ValueError, AttributeError) as error:
+    except ValueError as error:
         raise ValueError(f"{path}: {CONFIG_NAME}: {error}") from error
 
 

@@ -39,7 +39,7 @@ class Table:
 
 def accepted(q: float, calibration: Calibration) -> float:
     odds = q / (1 - q)
-    return 1 / (1 + math.exp(-calibration.shift) * odds**-calibration.slope)
+    return float(1 / (1 + math.exp(-calibration.shift) * odds**-calibration.slope))
 
 
 def search(table: Table, root: int, shape: Dynamic, calibration: Calibration) -> set[Path]:
