@@ -94,6 +94,10 @@ def distill(
         int, typer.Option(min=0, help="Of these without a better one, then stop; 0: never.")
     ] = 0,
     seed: Annotated[int, typer.Option(help="Of everything that is drawn.")] = 0,
+    device: Annotated[
+        str,
+        typer.Option(help="Where it all runs: cpu, cuda, or auto, which is cuda if it is there."),
+    ] = "auto",
     threads: Annotated[int | None, typer.Option(min=1, help="CPU threads.")] = None,
 ) -> None:
     """Train a drafter on a verifier's own answers."""
@@ -105,6 +109,7 @@ def distill(
     if threads is not None:
         torch.set_num_threads(threads)
     try:
+        device = _device(device)
         plan = Plan(
             verifier=verifier,
             data=data,
@@ -132,8 +137,9 @@ def distill(
             loss=_weights(loss),
             test_steps=test_steps,
             noise=noise,
+            device=device,
             training=Training(
-                steps=steps, batch=batch, rate=rate or RATES[kind], seed=seed, cpu=True
+                steps=steps, batch=batch, rate=rate or RATES[kind], seed=seed, cpu=device == "cpu"
             ),
             measure_every=measure_every,
             patience=patience,
@@ -142,6 +148,13 @@ def distill(
     except ValueError as error:
         raise typer.BadParameter(str(error)) from error
     shutil.rmtree(out / "unfinished" / "drafter", ignore_errors=True)
+
+
+def _device(device: str) -> str:
+    import torch
+
+    there = ("cpu", "cuda") if torch.cuda.is_available() else ("cpu",)
+    return there[-1] if device == "auto" else _one_of("--device", device, there)
 
 
 def _kind(kind: str) -> Any:  # one of several literals

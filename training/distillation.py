@@ -47,6 +47,7 @@ class Plan:
         held_out: prompts to measure on.
         dtype: of the verifier; ``auto`` is that of its weights. Batches of prompts are mostly
             matrix products, which many CPUs do several times faster in float32 than in bfloat16.
+        device: where verifier and drafter are.
         kind: of the drafter.
         geometry: of the drafter.
         loss: weights of the losses; none is what suits the kind.
@@ -67,6 +68,7 @@ class Plan:
     max_new_tokens: int
     held_out: int
     dtype: str
+    device: str
     kind: KindName
     geometry: Geometry
     loss: dict[str, float]
@@ -315,7 +317,8 @@ def _teacher(plan: Plan) -> Teacher:
         processor = AutoProcessor.from_pretrained(folder)
     except (OSError, ValueError) as error:
         raise ValueError(f"no verifier could be loaded from {plan.verifier}: {error}") from error
-    return Teacher(model.eval(), processor, plan.max_new_tokens)
+    mover: Any = model  # transformers wraps .to() in a way that loses its types
+    return Teacher(mover.to(plan.device).eval(), processor, plan.max_new_tokens)
 
 
 def _check_embedded(plan: Plan, teacher: Teacher) -> None:

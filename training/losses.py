@@ -17,7 +17,7 @@ fused linear losses, 2410.10989). Knows no drafter and no batch.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -43,30 +43,53 @@ def check_mixture(mixture: Mixture) -> None:
         raise ValueError(f"weights of losses must be positive, got {dict(mixture)}")
 
 
-def divergence(student: Tensor, teacher: Tensor, spoken: Tensor | None, mixture: Mixture) -> Tensor:
-    """Losses ``(n,)`` between logits of a drafter ``(n, Vd)`` and a verifier ``(n, V)``.
+class Target(NamedTuple):
+    """What a verifier says at n places, as far as a drafter of Vd tokens can say it.
+
+    Attributes:
+        p: ``(n, Vd)``, its probabilities; of all of them ``mass`` ``(n,)``.
+        information: ``(n,)``, Σ p log p of p renormalised.
+        argmax: int64 ``(n,)``, the drafter's number of the most probable of these tokens.
+        heard: bool ``(n,)``, whether that is the verifier's most probable token.
+    """
+
+    p: Tensor
+    mass: Tensor
+    information: Tensor
+    argmax: Tensor
+    heard: Tensor
+
+    def rows(self, which: Tensor) -> Target:
+        """Some of the places."""
+        return self if len(which) == len(self.p) else Target(*(each[which] for each in self))
+
+
+def target_of(teacher: Tensor, spoken: Tensor | None) -> Target:
+    """Of a verifier's logits ``(n, V)``.
 
     Args:
         spoken: int64 ``(Vd,)``, the verifier's number of each of the drafter's tokens; ``None``:
             the same vocabulary.
     """
-    log_q, log_p = _log_softmax(student), _log_softmax(teacher)
-    best = log_p.amax(-1)
-    if spoken is not None:
-        log_p = log_p[:, spoken]
+    every = teacher.to(torch.promote_types(teacher.dtype, torch.float32)).softmax(-1)
+    p = every if spoken is None else every[:, spoken]
+    mass = p.sum(-1).clamp_min(TINY)  # where it is nothing, the argmax is not heard either
+    top, argmax = p.max(-1)
+    information = torch.xlogy(p, p).sum(-1) / mass - mass.log()
+    return Target(p, mass, information, argmax, top == every.amax(-1))
+
+
+def divergence(student: Tensor, teacher: Target, mixture: Mixture) -> Tensor:
+    """Losses ``(n,)`` between logits of a drafter ``(n, Vd)`` and what a verifier says."""
+    log_q = _log_softmax(student)
     total = log_q.new_zeros(len(log_q))
     if weight := mixture.get("tv", 0.0):
-        total = total + weight * (1 - torch.minimum(log_p.exp(), log_q.exp()).sum(-1))
-    if not (mixture.get("kl") or mixture.get("ce")):
-        return total
-    top, argmax = log_p.max(-1)
-    heard = top == best
+        total = total + weight * (1 - torch.minimum(teacher.p, log_q.exp()).sum(-1))
     if weight := mixture.get("ce", 0.0):
-        total = total - weight * (heard * log_q.gather(1, argmax[:, None])[:, 0])
+        total = total - weight * (teacher.heard * log_q.gather(1, teacher.argmax[:, None])[:, 0])
     if weight := mixture.get("kl", 0.0):
-        if spoken is not None:
-            log_p = log_p - log_p.logsumexp(-1, keepdim=True)
-        total = total + weight * (heard * (log_p.exp() * (log_p - log_q)).sum(-1))
+        crossed = (teacher.p * log_q).sum(-1) / teacher.mass
+        total = total + weight * (teacher.heard * (teacher.information - crossed))
     return total
 
 
@@ -114,7 +137,7 @@ def chunked_loss(
         student_head: weight ``(Vd, h)``, or a module that makes logits of hidden states.
         teacher_hidden: ``(N, H)``.
         teacher_head: ``(V, H)``; gets no gradient.
-        spoken: see :func:`divergence`.
+        spoken: see :func:`target_of`.
         weights: ``(N,)`` or ``(N, k)``.
         softcap: of the verifier's logits.
         chunk: rows at a time.
@@ -129,7 +152,8 @@ def chunked_loss(
         logits = F.linear(teacher_hidden[part].to(teacher_head.dtype), teacher_head)
         if softcap is not None:
             logits = softcap * torch.tanh(logits / softcap)
-        return lambda said, which: divergence(said, logits[which], spoken, mixture)
+        says = target_of(logits, spoken)
+        return lambda said, which: divergence(said, says.rows(which), mixture)
 
     return _total(student_hidden, student_head, target, weights, rows)
 

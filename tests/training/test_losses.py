@@ -13,6 +13,7 @@ from specdec.training.losses import (
     Mixture,
     chunked_loss,
     divergence,
+    target_of,
     top_divergence,
     top_loss,
 )
@@ -99,7 +100,7 @@ def test_a_head_of_several_layers_learns() -> None:
     module[1].bias.requires_grad_(False)
     learning = [each for each in module.parameters() if each.requires_grad]
     loss = chunked_loss(hidden, module, states, teacher, None, {"kl": 1.0}, weights, chunk=2)
-    dense = divergence(module(hidden[:, 0]), states @ teacher.T, None, {"kl": 1.0})
+    dense = divergence(module(hidden[:, 0]), target_of(states @ teacher.T, None), {"kl": 1.0})
     wanted = (dense * weights[:, 0]).sum()
     torch.testing.assert_close(loss, wanted)
     loss.backward()
@@ -113,7 +114,7 @@ def test_a_soft_cap_is_the_verifiers() -> None:
     mixture, spoken = {"tv": 1.0}, torch.tensor(SPOKEN)
     loss = chunked_loss(hidden, head, states, teacher, spoken, mixture, weights, softcap=2.0)
     capped = 2 * torch.tanh(states @ teacher.T / 2)
-    dense = divergence(hidden[:, 0] @ head.T, capped, spoken, mixture)
+    dense = divergence(hidden[:, 0] @ head.T, target_of(capped, spoken), mixture)
     torch.testing.assert_close(loss, (dense * weights[:, 0]).sum())
 
 
@@ -135,7 +136,7 @@ def test_most_probable_tokens_against_a_loop(mixture: Mixture) -> None:
         wanted = wanted - mixture.get("ce", 0) * q[0].log()
         torch.testing.assert_close(ours[row], wanted, rtol=1e-6, atol=1e-8)
     p, ids = teacher.softmax(-1).topk(10)
-    whole = divergence(student, teacher, None, mixture)
+    whole = divergence(student, target_of(teacher, None), mixture)
     torch.testing.assert_close(top_divergence(student, ids, p, mixture), whole, rtol=0, atol=1e-4)
 
 

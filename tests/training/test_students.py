@@ -12,7 +12,7 @@ from torch import Tensor
 from specdec.drafters.eagle_head import EagleHead, Vision
 from specdec.training.batches import EagleCollator
 from specdec.training.examples import Example
-from specdec.training.losses import divergence
+from specdec.training.losses import divergence, target_of
 from specdec.training.students import EagleStudent
 from support import answers
 
@@ -183,7 +183,7 @@ def test_loss_weighs_places_and_steps() -> None:
                     weight = 0.5**step * (1 + answer % 3)
                     said = head.logits(states[step].flatten(0, 1)[batch["rows"][index, step]])
                     p = batch["last"][index] @ student.teacher_head.T
-                    row = divergence(said[None], p[None], spoken, student.mixture)
+                    row = divergence(said[None], target_of(p[None], spoken), student.mixture)
                     wanted, expected = wanted + weight * float(row), expected + weight
                 index += 1
     assert float(loss) == pytest.approx(wanted, rel=1e-6)
