@@ -6,9 +6,10 @@ import json
 from collections.abc import Callable, Mapping
 from os import PathLike
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from safetensors import SafetensorError
+from torch import nn
 from transformers import (
     AutoModelForCausalLM,
     AutoModelForImageTextToText,
@@ -34,7 +35,8 @@ def load_drafter(path: str | PathLike[str], model: PreTrainedModel | None = None
     Args:
         path: a folder, or a hub id, with a saved drafter, with an EAGLE-3 head in the form of other
             engines, or with any causal language model.
-        model: the verifier that it is for; it is put on that model's device.
+        model: the verifier that it is for; it is put on that model's device. One without weights,
+            on the meta device, will do to see whether it fits.
 
     Raises:
         ValueError: nothing loadable lies there, its kind or format is unknown, or it does not fit.
@@ -110,7 +112,7 @@ def _load_model(
             "with random numbers"
         )
     model.eval()
-    drafter: PreTrainedModel = model if verifier is None else model.to(verifier.device)
+    drafter: PreTrainedModel = _beside(model, verifier)
     return drafter
 
 
@@ -122,9 +124,17 @@ def _eagle(path: str | PathLike[str], model: PreTrainedModel | None) -> EagleDra
         layers = model.config.get_text_config(decoder=True).num_hidden_layers
         embeddings = model.get_input_embeddings()
     head, known = read_eagle(path, verifier_layers=layers)
-    if model is not None:
-        head = head.to(model.device)
-    return EagleDrafter(head, embeddings, calibration=_calibration(path, known))
+    return EagleDrafter(_beside(head, model), embeddings, calibration=_calibration(path, known))
+
+
+_Network = TypeVar("_Network", bound=nn.Module)
+
+
+def _beside(network: _Network, verifier: PreTrainedModel | None) -> _Network:
+    """The network where the verifier is, unless that is nowhere."""
+    if verifier is None or verifier.device.type == "meta":
+        return network
+    return network.to(verifier.device)
 
 
 def save_drafter(

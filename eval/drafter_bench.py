@@ -18,16 +18,17 @@ from rich.progress import track
 from transformers import PreTrainedModel
 
 from specdec.choice import OneDrafter, resolve_drafter
+from specdec.drafters import EnsembleDrafter
+from specdec.drafters.eagle import EagleDrafter
 from specdec.engine import Adaptive
 from specdec.eval.comparison import gate
+from specdec.eval.drafter_goals import ALL
 from specdec.eval.methods import REFERENCE
 from specdec.eval.timing import Inputs, Method, Run, Said, interleaved, ratio
 from specdec.generation import generate
 from specdec.interfaces import Drafter
 from specdec.stats import AcceptanceStats
 from specdec.tree import Dynamic, Shape, chain
-
-ALL = "all"
 
 
 class Contender(NamedTuple):
@@ -49,21 +50,34 @@ def shapes(nodes: int) -> dict[str, Callable[[], Shape | Adaptive]]:
 
 
 def contenders(model: PreTrainedModel, names: Sequence[str], nodes: int) -> list[Contender]:
-    """Every drafter with every tree.
+    """Every drafter with every tree. Two of one kind are told apart by their folders' names.
 
     Raises:
         ValueError: a drafter that cannot be loaded, or does not fit.
     """
-    found = []
+    drafters: dict[str, Drafter] = {}
     for name in names:
         members: list[OneDrafter] = list(name.split("+"))
         drafter = resolve_drafter(members if len(members) > 1 else name, model)
         assert drafter is not None
-        short = "+".join(Path(part).name for part in name.split("+"))
-        found += [
-            Contender(f"{short}, {tree}", drafter, make()) for tree, make in shapes(nodes).items()
-        ]
-    return found
+        short = label(drafter)
+        if short in drafters:
+            short += f" ({'+'.join(Path(part).name for part in name.split('+'))})"
+        drafters[short] = drafter
+    return [
+        Contender(f"{name}, {tree}", drafter, make())
+        for name, drafter in drafters.items()
+        for tree, make in shapes(nodes).items()
+    ]
+
+
+def label(drafter: Drafter) -> str:
+    """What a drafter is called in a table: its kind, of an EAGLE head also how it sees images."""
+    if isinstance(drafter, EnsembleDrafter):
+        return "+".join(map(label, drafter.drafters))
+    if isinstance(drafter, EagleDrafter):
+        return f"{drafter.name}-{drafter.head.config.vision}"
+    return drafter.name
 
 
 def methods(

@@ -15,11 +15,19 @@ from rich.table import Table
 
 from specdec.eval import suite
 from specdec.eval.comparison import GateError
-from specdec.eval.drafter_bench import ALL, contenders, measure
+from specdec.eval.drafter_bench import contenders, measure
+from specdec.eval.drafter_goals import ALL, goals
 from specdec.eval.record import machine, write
 
 DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
 NODES = 8  # drafted nodes of every tree, so that verifying costs the same
+
+
+def shipped() -> list[str]:
+    """The drafters that come along, those that need no training, and two at once."""
+    eagles = [str(folder) for folder in suite.EAGLES]
+    blind = str(suite.DRAFTER)
+    return ["ngram", blind, *eagles, f"ngram+{eagles[-1]}", "self_pruned"]
 
 
 def show(console: Console, result: dict[str, Any], task: str) -> None:
@@ -63,7 +71,7 @@ def drafters(
     if dtype not in DTYPES:
         raise typer.BadParameter(f"dtype {dtype}; known: {', '.join(DTYPES)}")
     console = Console()
-    names = drafter or ["ngram", str(suite.DRAFTER), f"ngram+{suite.DRAFTER}", "self_pruned"]
+    names = drafter or shipped()
     try:
         asked = suite.load_questions(count=questions)
         verifier, processor = suite.load_verifier(model, DTYPES[dtype])
@@ -84,6 +92,10 @@ def drafters(
         raise typer.Exit(1) from error
     for task in [ALL, *dict.fromkeys(one.task for one in asked)]:
         show(console, result, task)
+    reached = goals(result["drafters"])
+    for name, goal in reached.items():
+        met = "met" if goal["met"] else "missed"
+        console.print(f"{name}: {goal['value']}, goal {goal['goal']}, {met} ({goal['by']})")
     if out is not None:
         settings = {
             "machine": machine(),
@@ -93,7 +105,7 @@ def drafters(
             "nodes": nodes,
             "max_new_tokens": max_new_tokens,
         }
-        write(out, settings | result)
+        write(out, settings | result | {"goals": reached})
 
 
 if __name__ == "__main__":

@@ -14,18 +14,21 @@ import statistics
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, NamedTuple
+from typing import Annotated, Any, NamedTuple, TypeVar
 
 import torch
 import typer
 from rich.console import Console
 from rich.table import Table
+from torch import nn
 from transformers import PreTrainedModel
 
 from specdec.drafters import EnsembleDrafter, NgramDrafter, TextOnlyDrafter, load_drafter
+from specdec.drafters.eagle import EagleDrafter
 from specdec.engine import Adaptive
 from specdec.eval import suite
 from specdec.eval.comparison import GateError
+from specdec.eval.drafter_bench import label
 from specdec.eval.record import machine, write
 from specdec.eval.timing import Interval, ratio
 from specdec.generation import generate
@@ -58,17 +61,32 @@ class Cell(NamedTuple):
         return {**values, "reaches_goal": self.speed.median >= GOAL}
 
 
-def all_drafters(drafter: PreTrainedModel, seed: int = 0) -> dict[str, Drafter]:
-    """A trained one, look-up, both together, and one that knows nothing."""
-    return {
+def all_drafters(
+    drafter: PreTrainedModel,
+    eagles: Sequence[EagleDrafter] = (),
+    embeddings: nn.Module | None = None,
+    seed: int = 0,
+) -> dict[str, Drafter]:
+    """A trained one that sees nothing, look-up, both together, EAGLE heads, and drafters of both
+    kinds that know nothing; ``embeddings`` are the verifier's.
+    """
+    found: dict[str, Drafter] = {
         "text_only": TextOnlyDrafter(drafter),
         "ngram": NgramDrafter(),
         "random": TextOnlyDrafter(randomised(drafter, seed)),
         "ngram+text_only": EnsembleDrafter([NgramDrafter(), TextOnlyDrafter(drafter)]),
     }
+    found |= {label(eagle): eagle for eagle in eagles}
+    if eagles:
+        head = randomised(eagles[-1].head, seed)
+        found[f"random {label(eagles[-1])}"] = EagleDrafter(head, embeddings)
+    return found
 
 
-def randomised(model: PreTrainedModel, seed: int) -> PreTrainedModel:
+_Network = TypeVar("_Network", bound=nn.Module)
+
+
+def randomised(model: _Network, seed: int) -> _Network:
     """The same network with weights that nobody has trained."""
     other = copy.deepcopy(model)
     generator = torch.Generator().manual_seed(seed)
@@ -175,6 +193,9 @@ def _print(console: Console, cells: Sequence[Cell]) -> None:
 def never_slower(
     model: Annotated[Path, typer.Option(help="Folder of the verifier.")] = suite.MODEL,
     drafter: Annotated[Path, typer.Option(help="Folder of the drafter.")] = suite.DRAFTER,
+    eagle: Annotated[
+        list[Path] | None, typer.Option(help="Folders of EAGLE heads; default: those shipped.")
+    ] = None,
     folder: Annotated[Path, typer.Option("--suite", help="Of questions.")] = suite.QUESTIONS,
     questions: Annotated[int, typer.Option(min=1, help="Most per task.")] = 8,
     rounds: Annotated[int, typer.Option(min=1, help="Times each batch is answered.")] = 3,
@@ -194,6 +215,14 @@ def never_slower(
         loaded = load_drafter(drafter, verifier)
         if not isinstance(loaded, TextOnlyDrafter):
             raise ValueError(f"{drafter} is no text-only drafter")
+        eagles = [load_drafter(each, verifier) for each in eagle or suite.EAGLES]
+        heads = [each for each in eagles if isinstance(each, EagleDrafter)]
+        if len(heads) < len(eagles):
+            raise ValueError(
+                f"--eagle: {', '.join(each.name for each in eagles)} are not all heads"
+            )
+        embeddings: Any = verifier.get_input_embeddings()
+        drafters = all_drafters(loaded.model, heads, embeddings)
         asked = _some(suite.load_questions(folder), questions, task)
         sizes = [int(size) for size in batch.split(",")]
     except ValueError as error:
@@ -201,7 +230,7 @@ def never_slower(
     how: dict[str, Any] = {"batches": sizes, "rounds": rounds, "max_new_tokens": max_new_tokens}
     cells = []
     try:
-        for cell in measure(verifier, processor, asked, all_drafters(loaded.model), **how):
+        for cell in measure(verifier, processor, asked, drafters, **how):
             cells.append(cell)
             console.print(f"{cell.task}, {cell.drafter}, {cell.batch}: {cell.speed.median:.3f}")
     except GateError as error:

@@ -20,6 +20,7 @@ __all__ = ["Asked", "load_questions", "load_verifier", "model_inputs"]
 
 MODEL = demo.ASSETS / "lvlm"
 DRAFTER = demo.ASSETS / "drafter"
+EAGLES = demo.ASSETS / "eagle-hidden", demo.ASSETS / "eagle-shared"
 QUESTIONS = demo.ASSETS
 
 

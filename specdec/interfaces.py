@@ -81,7 +81,7 @@ class DraftRequest:
             at temperature 1. A drafter without distributions leaves it out.
         states: the hidden states that the drafter :class:`Reads`, ``(n, layers * H)`` in all: of
             tokens up to the one before the last. The drafter takes them out; what it leaves stays.
-            Tokens whose keys were cached have none, nor has a prompt that transformers ran.
+            A prompt that transformers ran has none.
         positions: int64 ``(R, P)`` on the CPU, of the prompt's tokens, as the verifier counts them;
             those that follow go on from the last. ``None`` if nobody reads the verifier.
         source: the verifier's own pages of the text, if the drafter reads them. Its sequence must
@@ -206,8 +206,8 @@ class Prefilled(NamedTuple):
         passes it to ``release``.
     logits: ``(B, V)`` behind each row's last token.
     cached: per row the tokens whose keys were there already.
-    states: per row the tapped hidden states ``(T - cached, layers * H)`` of the other tokens; empty
-        if none are tapped, or transformers ran the prompt.
+    states: per row the tapped hidden states of all tokens, ``(T, layers * H)``; empty if none are
+        tapped, or transformers ran the prompt.
     positions: per row int64 ``(R, T)`` on the CPU; empty likewise.
     gaze: per row float32 ``(T,)``: how much its last token looked at each token; ``None`` where
         that is not known. Empty if the verifier was not asked for it.

@@ -59,7 +59,8 @@ class TransformersVerifier:
             tokens. It costs a little time, on a CPU more.
         hidden: have :meth:`verify` give the last hidden state behind each node.
         taps: layers whose inputs :meth:`prefill` and :meth:`verify` give, as in
-            :class:`specdec.interfaces.Reads`.
+            :class:`specdec.interfaces.Reads`. They are kept beside the keys, for prompts to come
+            that begin alike.
         gaze: have :meth:`prefill` say how much each prompt's last token looked at the others, for
             drafters that choose among visual tokens. A model that keeps states does not say.
         gaze_every: have :meth:`verify` say so of the root, whenever it has verified that many trees
@@ -111,7 +112,12 @@ class TransformersVerifier:
             StatefulModel(model, kinds, **how)
             if kinds
             else PagedModel(
-                model, cache=special.cache, flags_visual=visual_mass, watches=gaze, **how
+                model,
+                cache=special.cache,
+                flags_visual=visual_mass,
+                remembers=bool(taps) and special.shares,
+                watches=gaze,
+                **how,
             )
         )
         self._gaze = gaze and not kinds
@@ -183,10 +189,13 @@ class TransformersVerifier:
                     kv.flag_visual(handles[i].sequence, places)
             found = [i for i, count in cached.items() if count > 0]
             if found:
+                if self.taps:
+                    states |= {i: self._paged.remembered(handles[i].sequence) for i in found}
                 behind, read = self._go_on([handles[i] for i in found])
                 logits |= zip(found, behind, strict=True)
                 gaze |= zip(found, self._paged.gaze, strict=True)
-                states |= zip(found, read, strict=bool(read))
+                for i, new in zip(found, read, strict=bool(read)):
+                    states[i] = torch.cat([states[i], new])
         except BaseException:
             for handle in handles.values():
                 kv.free(handle.sequence)

@@ -96,7 +96,8 @@ class Pools:
 
     def _rows(self) -> list[Tensor]:
         """Everything that is kept per slot, ``(slots, H, D)`` each."""
-        rows = [rows for pool in self._layers.values() for rows in (pool.keys, pool.values)]
+        both = [rows for pool in self._layers.values() for rows in (pool.keys, pool.values)]
+        rows = [rows for rows in both if rows.shape[-1]]  # a layer may have no values
         return rows if self.visual is None else [*rows, self.visual.view(-1, 1, 1)]
 
     def _pool(self, keys: Tensor, values: Tensor) -> _Pool:

@@ -123,7 +123,6 @@ def load(name: str, drafter: str | None, dtype: Precision, *, with_images: bool)
     from specdec.commands import checkpoint as checkpoints
     from specdec.commands.drafting import pick_drafter
     from specdec.drafters import TextOnlyDrafter
-    from specdec.verifiers.spec import read_spec
 
     checkpoints.quieten()
     folder, default = checkpoints.locate(name)
@@ -134,7 +133,7 @@ def load(name: str, drafter: str | None, dtype: Precision, *, with_images: bool)
         )
     processor = checkpoints.load_processor(checkpoint)
     model = checkpoints.load_model(checkpoint, dtype.dtype)
-    chosen = pick_drafter(drafter or default, read_spec(model), model.device)
+    chosen = pick_drafter(drafter or default, model)
     if name == checkpoints.DEMO and isinstance(chosen, TextOnlyDrafter):
         chosen.model.float()  # as specdec.demo.load has it
     return Loaded(model, processor, chosen)

@@ -18,7 +18,6 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
     from specdec.commands.checkpoint import Checkpoint
-    from specdec.interfaces import VerifierSpec
 
 _DISTRIBUTION = "specdec-lvlm"
 
@@ -131,7 +130,6 @@ def model_findings(checkpoint: Checkpoint, model: PreTrainedModel) -> list[Findi
 
 def _report_model(console: Console, name: str, drafter: str | None) -> list[Finding]:
     from specdec.commands import checkpoint as checkpoints
-    from specdec.verifiers.spec import read_spec
 
     checkpoints.quieten()
     folder, default = checkpoints.locate(name)
@@ -142,15 +140,15 @@ def _report_model(console: Console, name: str, drafter: str | None) -> list[Find
         drafter = default
     if drafter is None or checkpoints.problems(model):
         return findings
-    return findings + _section(console, "Drafter", drafter_findings(drafter, read_spec(model)))
+    return findings + _section(console, "Drafter", drafter_findings(drafter, model))
 
 
-def drafter_findings(name: str, spec: VerifierSpec) -> list[Finding]:
+def drafter_findings(name: str, model: PreTrainedModel) -> list[Finding]:
     """What a drafter is and whether it fits."""
     from specdec.commands.drafting import pick_drafter
 
     try:
-        drafter = pick_drafter(name, spec, "cpu")
+        drafter = pick_drafter(name, model)
     except UserError as error:
         return [Finding("fits", f"no: {reason(error)}", False)]
     kind = "none: plain decoding" if drafter is None else drafter.name

@@ -3,37 +3,32 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from specdec.commands.checkpoint import LOADING_ERRORS, stored_config
 from specdec.commands.errors import UserError, reason
 
 if TYPE_CHECKING:
-    import torch
+    from transformers import PreTrainedModel
 
-    from specdec.interfaces import Drafter, VerifierSpec
+    from specdec.interfaces import Drafter
 
 
-def pick_drafter(name: str, spec: VerifierSpec, device: torch.device | str) -> Drafter | None:
+def pick_drafter(name: str, model: PreTrainedModel) -> Drafter | None:
     """The drafter that `--drafter` means, checked against the verifier.
 
     Args:
         name: `ngram`, `self_pruned`, `none` or the folder of a saved drafter or language model.
-        spec: the verifier's.
-        device: where a drafter's model is put.
+        model: the verifier, with weights or without.
 
     Raises:
         UserError: there is none of that name, or it does not fit.
     """
     from safetensors import SafetensorError
 
-    from specdec.drafters import (
-        NgramDrafter,
-        SelfPrunedDrafter,
-        TextOnlyDrafter,
-        VisionPrunedDrafter,
-        load_drafter,
-    )
+    from specdec.drafters import NgramDrafter, SelfPrunedDrafter, load_drafter
+    from specdec.drafters.eagle_files import eagle_form
+    from specdec.verifiers.spec import read_spec
 
     if name == "none":
         return None
@@ -45,16 +40,14 @@ def pick_drafter(name: str, spec: VerifierSpec, device: torch.device | str) -> D
                 f"--drafter {name}: no such folder; expected the folder of a saved drafter or of a "
                 "causal language model, ngram, self_pruned or none"
             )
-        stored_config(folder)
         try:
-            drafter = load_drafter(folder)
+            if eagle_form(folder) is None:
+                stored_config(folder)
+            drafter = load_drafter(folder, model)
         except (SafetensorError, *LOADING_ERRORS) as error:
             raise UserError(f"--drafter {name} cannot be loaded: {reason(error)}") from error
-        if isinstance(drafter, (TextOnlyDrafter, VisionPrunedDrafter)):
-            network: Any = drafter.model  # transformers wraps `to` without its signature
-            network.to(device)
     try:
-        drafter.check(spec)
+        drafter.check(read_spec(model))
     except ValueError as error:
         raise UserError(f"--drafter {name} does not fit: {reason(error)}") from error
     return drafter

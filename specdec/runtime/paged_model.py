@@ -66,6 +66,7 @@ class PagedModel:
         flags_visual: keep note of which keys are those of visual tokens, for ``visual_mass``.
         keeps_hidden: keep what the output embeddings read, for ``hidden``.
         taps: layers whose inputs are kept, for ``states``.
+        remembers: keep them in the pages, too, for :meth:`remembered`.
         watches: note where the last tokens of prompts look, for ``gaze``.
 
     Attributes:
@@ -97,6 +98,7 @@ class PagedModel:
         flags_visual: bool = False,
         keeps_hidden: bool = False,
         taps: Sequence[int] = (),
+        remembers: bool = False,
         watches: bool = False,
     ) -> None:
         self.model = model
@@ -108,6 +110,7 @@ class PagedModel:
         self._watches = watches
         self._head = LastHidden(model) if keeps_hidden else None
         self._taps = Taps(model, taps) if taps else None
+        self._remembers = remembers
         self._budget = kv_cache_bytes
         text_config = model.config.get_text_config(decoder=True)
         self.cache = cache(text_config)
@@ -143,6 +146,10 @@ class PagedModel:
         gaze = Gaze(self._layers) if self._watches else None
         logits = self._run(hook.Prefill(self.kv, rows, gaze), inputs)[:, -1]
         self.gaze = _said(gaze, len(rows))
+        if self.states is not None:
+            states = [self.states[row.row, row.start :] for row in rows]
+            self._remember([row.sequence for row in rows], states)
+        self.set_limit()
         for row in rows:
             self.kv.commit(row.sequence, range(len(row.sequence.scratch_depths)))
         return logits if len(rows) == len(logits) else logits[[row.row for row in rows]]
@@ -178,6 +185,9 @@ class PagedModel:
             logits = self._over_nodes(rows, inputs, bypass)[0]
         if self.states is not None:
             self.states = self.states[0]
+            states = self.states.split([len(nodes.tokens) for nodes in batch])
+            self._remember([nodes.sequence for nodes in batch], states)
+        self.set_limit()
         return logits if keep is None or self._keeps_logits else logits[keep]
 
     def append(self, texts: Sequence[NodeBatch]) -> tuple[Tensor, list[Tensor]]:
@@ -218,6 +228,21 @@ class PagedModel:
         self.gaze = [looked[index] for index in range(len(texts))]
         behind = torch.stack([logits[index] for index in range(len(texts))])
         return behind, [torch.cat(parts) for parts in states if parts]
+
+    def remembered(self, sequence: SequenceKV) -> Tensor:
+        """The tapped states of all committed tokens, ``(committed, layers * H)``; whoever computed
+        them, they lie in the sequence's pages.
+        """
+        slots = self.kv.slots(sequence, 0, sequence.committed)
+        states: Tensor = self.kv.layer(self._layers)[0][0, 0, slots]
+        return states
+
+    def _remember(self, sequences: Sequence[SequenceKV], states: Sequence[Tensor]) -> None:
+        """Keep the states of the sequences' last nodes, as the keys of one more layer."""
+        if self._remembers:
+            for sequence, own in zip(sequences, states, strict=True):
+                slots = self.kv.slots(sequence, sequence.length - len(own), sequence.length)
+                self.kv.write(self._layers, slots, own[None, None], own[None, None, :, :0])
 
     def commit(self, sequence: SequenceKV, nodes: Sequence[int]) -> None:
         """Keep these scratch nodes, a path from the first, and drop the others."""
@@ -309,7 +334,6 @@ class PagedModel:
                 for config, name in zip(configs, before, strict=True):
                     config[_IMPLEMENTATION] = name
                 hook.CURRENT.reset(token)
-        self.set_limit()
         logits: Tensor = out.logits
         if self._head is not None and not isinstance(forward, hook.Prefill):
             self.hidden = self._head.take(logits)

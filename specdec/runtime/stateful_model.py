@@ -165,7 +165,9 @@ class StatefulModel(PagedModel):
         if isinstance(forward, hook.TreeForward):
             held = (getattr(layer, "keys", None) for layer in self._after.values())
             forward.unpaged = frozenset(id(keys) for keys in held)
-        return super()._run(forward, inputs, bypass)
+        logits = super()._run(forward, inputs, bypass)
+        self.set_limit()
+        return logits
 
 
 def _beside(sequence: SequenceKV) -> Beside:

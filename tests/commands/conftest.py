@@ -10,7 +10,11 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from typer.testing import CliRunner, Result
 
 from specdec.cli import app
+from specdec.drafters.eagle_files import save_eagle
+from specdec.drafters.eagle_head import EagleHead
 from specdec.drafters.loading import save_drafter
+from specdec.training.answers import Teacher
+from specdec.training.kinds import Geometry, head_config
 from support import families, processors
 from support.command_line import Cli
 
@@ -51,6 +55,17 @@ def drafter(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A saved drafter that fits both."""
     folder = tmp_path_factory.mktemp("drafter")
     save_drafter(families.causal_lm(8), folder, verifier="llava")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def eagle(tmp_path_factory: pytest.TempPathFactory, llava: Path) -> Path:
+    """A saved EAGLE head for the vision-language checkpoint, whose embeddings it reads."""
+    folder = tmp_path_factory.mktemp("eagle")
+    teacher = Teacher(families.build("llava").model, processors.build())
+    config = head_config(teacher, Geometry(vision="shared"))
+    assert not config.own_embeddings
+    save_eagle(EagleHead(config), folder, verifier="llava")
     return folder
 
 

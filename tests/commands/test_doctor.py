@@ -39,15 +39,18 @@ def test_unsatisfied_bound(cli: Cli, requirement: str, monkeypatch: pytest.Monke
     assert requirement in line(result.stdout, re.split("[<>]", requirement)[0])
 
 
-def test_model_and_drafter_that_fit(cli: Cli, llava: Path, drafter: Path) -> None:
-    result = cli("doctor", "--model", llava, "--drafter", drafter)
+@pytest.mark.parametrize(("kind", "name"), [("drafter", "text_only"), ("eagle", "eagle")])
+def test_model_and_drafter_that_fit(
+    cli: Cli, llava: Path, kind: str, name: str, request: pytest.FixtureRequest
+) -> None:
+    result = cli("doctor", "--model", llava, "--drafter", request.getfixturevalue(kind))
     assert result.exit_code == 0, result.stdout + result.stderr
     assert "LlavaForConditionalGeneration" in line(result.stdout, "class")
     assert "3 × full_attention" in line(result.stdout, "text tower")
     assert str(families.IMAGE) in line(result.stdout, "visual tokens")
     assert "✓" in line(result.stdout, "supported")
     assert "✓" in line(result.stdout, "fits")
-    assert "text_only" in line(result.stdout, "kind")
+    assert name in line(result.stdout, "kind")
 
 
 def test_drafter_that_does_not_fit(cli: Cli, llava: Path, tmp_path: Path) -> None:

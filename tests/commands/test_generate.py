@@ -66,9 +66,11 @@ def test_answer_is_that_of_generate(
     assert "12 tokens in" in result.stderr
 
 
+@pytest.mark.parametrize("kind", ["drafter", "eagle"])
 def test_saved_drafter_and_several_images(
-    cli: Cli, llava: Path, drafter: Path, picture: Path
+    cli: Cli, llava: Path, kind: str, picture: Path, request: pytest.FixtureRequest
 ) -> None:
+    drafter = request.getfixturevalue(kind)
     arguments = ("generate", "--model", llava, "--image", picture, "--image", picture)
     arguments += ("--prompt", PROMPT, "--max-new-tokens", 8, "--dtype", "fp32")
     drafted = cli(*arguments, "--drafter", drafter)

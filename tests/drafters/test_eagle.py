@@ -93,9 +93,8 @@ class Read(NamedTuple):
     values: Tensor
 
 
-@torch.no_grad()
-def read(model: PreTrainedModel, given: dict[str, Tensor], tokens: list[int]) -> Read:
-    """In one plain forward of the verifier."""
+def extended(given: dict[str, Tensor], tokens: list[int]) -> dict[str, Tensor]:
+    """The same prompt with this text, which goes on from it."""
     kwargs = dict(given) | {"input_ids": torch.tensor([tokens])}
     for name in ("attention_mask", "mm_token_type_ids", "token_type_ids"):
         if name in given:
@@ -103,6 +102,13 @@ def read(model: PreTrainedModel, given: dict[str, Tensor], tokens: list[int]) ->
             last = 1 if name == "attention_mask" else 0
             more = torch.full((1, extra), last, dtype=given[name].dtype)
             kwargs[name] = torch.cat([given[name], more], 1)
+    return kwargs
+
+
+@torch.no_grad()
+def read(model: PreTrainedModel, given: dict[str, Tensor], tokens: list[int]) -> Read:
+    """In one plain forward of the verifier."""
+    kwargs: dict[str, Any] = dict(extended(given, tokens))
     seen: list[Tensor] = []
     decoder: Any = model.get_decoder()
     watch = decoder.register_forward_pre_hook(
@@ -245,6 +251,45 @@ def test_all_accepted_tokens_are_taken_in(vision: Vision) -> None:
         logits = say([])
         logits[list(recorder.drafter._visual)] = -torch.inf
         torch.testing.assert_close(tree.q[0], logits.softmax(-1), atol=1e-4, rtol=1e-3)
+
+
+@pytest.mark.parametrize("name", ["llava", "qwen2_5_vl"])
+@pytest.mark.parametrize("vision", ["hidden", "compressed", "shared"])
+def test_what_is_cached_is_taken_in_as_well(name: str, vision: Vision) -> None:
+    """A second turn finds prompt, image and most of the first answer in the cache; the head has to
+    draft as if it had not: states of other tokens, of refused nodes or of no one's, or none at all,
+    show as other distributions.
+    """
+    model, inputs, _, _ = families.build(name)
+    head = head_for(model, vision)
+    verifier = TransformersVerifier(model, page_size=4, taps=head.config.layers)
+    plain: Any = model
+    # An answer that held visual tokens could not be part of a prompt.
+    visual = sorted(verifier.spec.visual_token_ids)
+    limits: dict[str, Any] = {"max_new_tokens": 14, "do_sample": False, "suppress_tokens": visual}
+    given = dict(inputs(3, 6))
+    for turn in range(2):
+        prompt = given["input_ids"].shape[1]
+        answer = plain.generate(**given, **limits)[0, prompt:].tolist()
+        recorder = Right(EagleDrafter(head, model.get_input_embeddings()))
+        recorder.answer = answer
+        out = specdec.generate(
+            model, drafter=recorder, verifier=verifier, tree=static((2, 1, 1)), **given, **limits
+        )
+        assert out[0, prompt:].tolist() == answer
+        compared = 0
+        for text, tree in recorder.said:
+            if tree.q is not None:
+                say = oracle(head, model, read(model, given, text), text, prompt)
+                logits = say([])
+                logits[visual] = -torch.inf
+                torch.testing.assert_close(tree.q[0], logits.softmax(-1), atol=1e-4, rtol=1e-3)
+                compared += 1
+        assert compared >= 3
+        if turn == 1:
+            assert out.stats.num_cached_tokens >= prompt - 3 - 8
+        given = extended(given, [*given["input_ids"][0].tolist(), *answer, 5, 6, 7])
+    verifier.check_integrity()
 
 
 @pytest.mark.parametrize("vision", ["hidden", "compressed", "shared"])

@@ -10,9 +10,13 @@ import pytest
 import torch
 
 from specdec.drafters import TextOnlyDrafter
+from specdec.drafters.eagle import EagleDrafter
+from specdec.drafters.eagle_head import EagleHead
 from specdec.eval import never_slower
 from specdec.eval.comparison import GateError
 from specdec.eval.never_slower import all_drafters, measure, randomised
+from specdec.training.answers import Teacher
+from specdec.training.kinds import Geometry, head_config
 
 
 def test_every_cell_is_measured(small: Any) -> None:
@@ -73,13 +77,31 @@ def test_the_record_says_what_ran_it(small: Any, tmp_path: Path, monkeypatch: An
     monkeypatch.setattr(
         never_slower.suite, "load_verifier", lambda *_: (small.model, small.processor)
     )
-    monkeypatch.setattr(never_slower, "load_drafter", lambda *_: TextOnlyDrafter(small.drafter))
+    config = head_config(Teacher(small.model, small.processor), Geometry(vision="shared"))
+    eagle = EagleDrafter(EagleHead(config), small.model.get_input_embeddings())
+    drafters = {"text": TextOnlyDrafter(small.drafter), "eagle": eagle}
+    monkeypatch.setattr(never_slower, "load_drafter", lambda path, _: drafters[path.name])
     monkeypatch.setattr(never_slower.suite, "load_questions", lambda _: small.questions[:1])
     out = tmp_path / "record.json"
     never_slower.never_slower(
-        questions=1, rounds=1, batch="1", max_new_tokens=4, task=None, threads=None, out=out
+        drafter=Path("text"),
+        eagle=[Path("eagle")],
+        questions=1,
+        rounds=1,
+        batch="1",
+        max_new_tokens=4,
+        task=None,
+        threads=None,
+        out=out,
     )
     record = json.loads(out.read_text())
     assert {"machine", "goal", "cells", "rounds", "dtype"} <= record.keys()
     assert record["machine"]["torch"] == torch.__version__
-    assert len(record["cells"]) == 4
+    assert [cell["drafter"] for cell in record["cells"]] == [
+        "text_only",
+        "ngram",
+        "random",
+        "ngram+text_only",
+        "eagle-shared",
+        "random eagle-shared",
+    ]
