@@ -82,6 +82,13 @@ def distill(
     ] = "",
     test_steps: Annotated[int, typer.Option(min=1, help="Of training-time test (eagle).")] = 4,
     noise: Annotated[float, typer.Option(min=0, help="On the verifier's states (eagle).")] = 0.0,
+    visual_weight: Annotated[
+        float,
+        typer.Option(
+            min=0.01,
+            help="Of tokens that depend on the image, by the verifier's probe (eagle); others: 1.",
+        ),
+    ] = 1.0,
     batch: Annotated[int, typer.Option(min=1, help="Answers per training step.")] = 32,
     rate: Annotated[float | None, typer.Option(help="Peak learning rate.")] = None,
     steps: Annotated[
@@ -137,6 +144,7 @@ def distill(
             loss=_weights(loss),
             test_steps=test_steps,
             noise=noise,
+            visual_weight=visual_weight,
             device=device,
             training=Training(
                 steps=steps, batch=batch, rate=rate or RATES[kind], seed=seed, cpu=device == "cpu"

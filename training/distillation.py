@@ -53,6 +53,7 @@ class Plan:
         loss: weights of the losses; none is what suits the kind.
         test_steps: of training-time test (EAGLE).
         noise: on the verifier's states (EAGLE).
+        visual_weight: of tokens that depend on the image (EAGLE).
         training: how it is trained; its minutes are settled when the data are there.
         measure_every: steps between measurements while it trains; 0 measures at the end only.
         patience: measurements without a better one after which training stops.
@@ -74,6 +75,7 @@ class Plan:
     loss: dict[str, float]
     test_steps: int
     noise: float
+    visual_weight: float
     training: Training
     measure_every: int
     patience: int
@@ -122,6 +124,7 @@ def run(plan: Plan, out: Path, *, resume: bool = False) -> dict[str, Any]:
         plan.loss or None,
         steps=plan.test_steps,
         noise=plan.noise,
+        visual_weight=plan.visual_weight,
     )
     shards = _answered(plan, teacher, prompts, work, say)
     held_out = prompts.held_out(plan.held_out)

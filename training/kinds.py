@@ -23,13 +23,14 @@ from specdec.drafters.vision_pruned import VisionPrunedDrafter
 from specdec.interfaces import Drafter
 from specdec.training import feature_shards, small
 from specdec.training.answers import Teacher
-from specdec.training.batches import Batch, EagleCollator, TextCollator, VisionCollator
+from specdec.training.batches import Batch, EagleCollator, TextCollator, VisionCollator, equally
 from specdec.training.examples import Example, Examples
 from specdec.training.feature_shards import FeatureShards
 from specdec.training.features import FeatureReader, Reading
 from specdec.training.losses import Mixture
 from specdec.training.shards import AnswerShards
 from specdec.training.students import ACCEPTANCE, EVENLY, EagleStudent, TextStudent, VisionStudent
+from specdec.training.weighing import by_reliance
 from specdec.verifiers.spec import read_spec
 
 KindName = Literal["text_only", "eagle", "vision_pruned"]
@@ -165,9 +166,11 @@ class Eagle:
     Args:
         steps: of training-time test.
         noise: on the verifier's states while it learns.
+        visual_weight: of tokens that depend on the image, where others have 1.
 
     Raises:
-        ValueError: the verifier has not what is to be read of it.
+        ValueError: the verifier has not what is to be read of it, or no probe says which tokens
+            depend on the image.
     """
 
     def __init__(
@@ -179,6 +182,7 @@ class Eagle:
         *,
         steps: int = 4,
         noise: float = 0.0,
+        visual_weight: float = 1.0,
     ) -> None:
         self._teacher = teacher
         config = head_config(teacher, geometry)
@@ -206,7 +210,9 @@ class Eagle:
             noise=noise,
             softcap=getattr(text, "final_logit_softcapping", None),
         )
-        self.collate: Callable[[Sequence[Example]], Batch] = EagleCollator(config, steps)
+        weigh = equally if visual_weight == 1 else by_reliance(teacher.model, visual_weight)
+        collator = EagleCollator(config, steps, weigh=weigh)
+        self.collate: Callable[[Sequence[Example]], Batch] = collator
 
     def prepare(self, shards: AnswerShards, say: Callable[[str], None]) -> Examples:
         """The answers with the verifier's states, which are kept beside them."""
@@ -308,6 +314,7 @@ def make(
     *,
     steps: int,
     noise: float,
+    visual_weight: float,
 ) -> Kind:
     """The kind of this name, freshly initialised.
 
@@ -315,6 +322,13 @@ def make(
         ValueError: see the kinds.
     """
     if name != "eagle":
+        if visual_weight != 1:
+            raise ValueError(
+                f"kind {name} learns without the verifier's states, which tell what depends on the "
+                "image; only eagle weighs tokens by it"
+            )
         own = TextOnly if name == "text_only" else VisionPruned
         return own(teacher, geometry, seed, mixture)
-    return Eagle(teacher, geometry, seed, mixture, steps=steps, noise=noise)
+    return Eagle(
+        teacher, geometry, seed, mixture, steps=steps, noise=noise, visual_weight=visual_weight
+    )

@@ -252,6 +252,7 @@ def test_shipped_recipes_are_of_options_that_there_are(recipe: str, tmp_path: Pa
     [
         (("--kind", "probe"), "train-probe"),
         (("--device", "tpu"), "--device tpu: there are cpu"),
+        (("--visual-weight", "2"), "only eagle weighs"),
         (("--recipe", "none"), "eagle-shared"),
         (("--kind", "eagel"), "text_only, eagle"),
         (("--kind", "eagle", "--vision", "seen"), "hidden, compressed, shared"),
