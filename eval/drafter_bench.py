@@ -40,12 +40,15 @@ class Contender(NamedTuple):
 
 
 def shapes(nodes: int) -> dict[str, Callable[[], Shape | Adaptive]]:
-    """The trees that are compared, by name; all but the last of the same node budget."""
+    """The trees that are compared, by name: none has more nodes, and those that branch are as deep
+    as the shorter chain.
+    """
+    tree = Dynamic(nodes, nodes // 2, 4)
     return {
         f"chain of {nodes // 2}": lambda: chain(nodes // 2),
         f"chain of {nodes}": lambda: chain(nodes),
-        f"dynamic, {nodes} nodes": lambda: Dynamic(nodes, nodes, 4),
-        "adaptive": lambda: Adaptive(Dynamic(2 * nodes, nodes, 4)),
+        f"dynamic, {nodes} nodes": lambda: tree,
+        "adaptive": lambda: Adaptive(tree),
     }
 
 

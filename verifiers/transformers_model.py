@@ -9,7 +9,6 @@ from __future__ import annotations
 import os
 import weakref
 from collections.abc import Hashable, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -17,29 +16,15 @@ from torch import Tensor
 from transformers import PreTrainedModel
 from transformers.cache_utils import Cache
 
-from specdec.cache import SequenceKV, page_key
-from specdec.interfaces import Prefilled, Prompt, Ready, Verified
-from specdec.runtime import Kinds, NodeBatch, PagedModel, PrefillRow, Source, StatefulModel
+from specdec.cache import page_key
+from specdec.interfaces import Prefilled, Prompt, Verified
+from specdec.runtime import Kinds, NodeBatch, PagedModel, Source, StatefulModel
 from specdec.tree import DraftTree
-from specdec.verifiers.key_transfer import read_row, write_columns
+from specdec.verifiers.key_transfer import write_columns
 from specdec.verifiers.overrides import override
-from specdec.verifiers.page_keys import RowKeys, lead, prompt_keys, root
+from specdec.verifiers.page_keys import root
+from specdec.verifiers.prefill import Handle, Prefiller
 from specdec.verifiers.spec import read_spec, unsupported
-
-
-@dataclass(slots=True, eq=False)
-class _Handle:
-    """``text``: the committed tokens, ``None`` if not all are known. ``offset``: int64 ``(R,)``,
-    what is added to a logical index to get its position. ``tree``: the last one that was verified.
-    ``prompt``: tokens of the prompt. ``steps``: trees verified so far.
-    """
-
-    sequence: SequenceKV
-    text: list[int] | None
-    offset: Tensor
-    tree: DraftTree | None = None
-    prompt: int = 0
-    steps: int = 0
 
 
 class TransformersVerifier:
@@ -128,7 +113,9 @@ class TransformersVerifier:
         asked = {"visual_mass": visual_mass, "hidden": hidden}
         self.gives = frozenset(name for name, wanted in asked.items() if wanted)
         self.taps = tuple(taps)
-        self._prefill_seconds = 0.0
+        self._prefiller = Prefiller(
+            model, self.spec, self._paged, self._gaze, counts_padding=special.counts_padding
+        )
 
     @property
     def identity(self) -> Hashable:
@@ -138,7 +125,7 @@ class TransformersVerifier:
     @property
     def model_seconds(self) -> float:
         """Seconds inside the model's forward over trees."""
-        return self._paged.seconds - self._prefill_seconds
+        return self._paged.seconds - self._prefiller.seconds
 
     def prefill(self, prompt: Prompt, room: int, rows: Sequence[int] | None = None) -> Prefilled:
         """Run the prompts and record where each row's positions ended.
@@ -146,149 +133,16 @@ class TransformersVerifier:
         A row whose beginning is in the cache runs the rest only, if no image is in that; the
         vision tower runs for the other rows, if there are any.
         """
-        if prompt.ready is not None:
-            return self._take_over(prompt.ready, room, rows)
-        kv, padding = self._paged.kv, prompt.padding
-        chosen = range(len(padding)) if rows is None else rows
-        texts = [prompt.input_ids[row, padding[row] :].tolist() for row in chosen]
-        visual = self.spec.visual_token_ids
-        if self.shares:
-            keys = prompt_keys(prompt, visual, kv.page_size, by_padding=self._counts_padding)
-        else:
-            rows_of = zip(prompt.input_ids.tolist(), padding, strict=True)
-            keys = [RowKeys([], lead(row[pad:], visual, kv.page_size)) for row, pad in rows_of]
-        inputs = self._inputs(prompt)
-        given = inputs.get("position_ids")
-        positions = [_positions(given, row, padding[row], prompt.input_ids) for row in chosen]
-        twins = self._twins(texts, [keys[row].pages for row in chosen])
-        handles: dict[int, _Handle] = {}
-        logits: dict[int, Tensor] = {}
-        states: dict[int, Tensor] = {}
-        gaze: dict[int, Tensor | None] = {}
-        began = self._paged.seconds
-        try:
-            for i, (row, text) in enumerate(zip(chosen, texts, strict=True)):
-                if twins[i] == i:
-                    sequence = self._begin(text, keys[row], room)
-                    if self._counts_padding:
-                        sequence.beside = padding[row]
-                    offset = positions[i][:, -1] + 1 - len(text)
-                    handles[i] = _Handle(sequence, text, offset, prompt=len(text))
-            cached = {i: handle.sequence.committed for i, handle in handles.items()}
-            fresh = [i for i, count in cached.items() if count == 0]
-            if fresh:
-                first = [
-                    PrefillRow(chosen[i], handles[i].sequence, padding[chosen[i]]) for i in fresh
-                ]
-                logits |= zip(fresh, self._paged.prefill(inputs, first), strict=True)
-                gaze |= zip(fresh, self._paged.gaze, strict=True)
-                for i in fresh:
-                    if self._paged.states is not None:
-                        states[i] = self._paged.states[chosen[i], padding[chosen[i]] :]
-                    places = [place for place, token in enumerate(texts[i]) if token in visual]
-                    kv.flag_visual(handles[i].sequence, places)
-            found = [i for i, count in cached.items() if count > 0]
-            if found:
-                if self.taps:
-                    states |= {i: self._paged.remembered(handles[i].sequence) for i in found}
-                behind, read = self._go_on([handles[i] for i in found])
-                logits |= zip(found, behind, strict=True)
-                gaze |= zip(found, self._paged.gaze, strict=True)
-                for i, new in zip(found, read, strict=bool(read)):
-                    states[i] = torch.cat([states[i], new])
-        except BaseException:
-            for handle in handles.values():
-                kv.free(handle.sequence)
-            raise
-        self._prefill_seconds += self._paged.seconds - began
-        for i, twin in enumerate(twins):
-            if twin != i:
-                same = handles[twin]
-                handles[i] = _Handle(kv.fork(same.sequence), list(texts[i]), same.offset)
-                handles[i].prompt = same.prompt
-                handles[i].sequence.beside = same.sequence.beside
-                cached[i] = len(texts[i])
-        order = range(len(texts))
-        return Prefilled(
-            [handles[i] for i in order],
-            torch.stack([logits[twins[i]] for i in order]),
-            [cached[i] for i in order],
-            [states[twins[i]] for i in order] if states else (),
-            positions,
-            [gaze[twins[i]] for i in order] if self._gaze else (),
-        )
-
-    def _take_over(self, ready: Ready, room: int, rows: Sequence[int] | None) -> Prefilled:
-        """Copy the keys of these rows into pages."""
+        if prompt.ready is None:
+            return self._prefiller.run(prompt, room, rows, shares=self.shares)
         if "visual_mass" in self.gives:
             raise ValueError(
                 "visual_mass=True does not go with past_key_values or inputs_embeds: a cache does "
                 "not say which of its tokens are visual"
             )
-        kv = self._paged.kv
-        handles: list[_Handle] = []
-        chosen = range(len(ready.padding)) if rows is None else rows
-        try:
-            for row in chosen:
-                sequence = kv.add(room + ready.cache.get_seq_length())
-                handles.append(_Handle(sequence, None, ready.positions[:, row] + 1))
-                read_row(kv, sequence, ready.cache, row, ready.padding[row])
-                self._paged.set_limit()
-                handles[-1].offset -= sequence.committed
-        except BaseException:
-            for handle in handles:
-                kv.free(handle.sequence)
-            raise
-        return Prefilled(handles, ready.logits[list(chosen)], [ready.cached[row] for row in chosen])
+        return self._prefiller.take_over(prompt.ready, room, rows)
 
-    def _twins(self, texts: Sequence[list[int]], keys: Sequence[list[bytes]]) -> list[int]:
-        """For each row the first that is the same, pixels included; itself if there is none."""
-        firsts: dict[Any, int] = {}
-        twins = []
-        for i, (text, known) in enumerate(zip(texts, keys, strict=True)):
-            # All pixels are in full pages, so the keys speak of all of them.
-            twins.append(firsts.setdefault((tuple(text), tuple(known)) if self.shares else i, i))
-        return twins
-
-    def _go_on(self, handles: Sequence[_Handle]) -> tuple[Tensor, list[Tensor]]:
-        """Run and commit what is left of the texts; logits ``(len(handles), V)`` behind them, and
-        their tapped states.
-        """
-        batch = []
-        for handle in handles:
-            assert handle.text is not None
-            rest = handle.text[handle.sequence.committed :]
-            batch.append(NodeBatch(handle.sequence, rest, range(len(rest)), None, handle.offset))
-        return self._paged.append(batch)
-
-    def _inputs(self, prompt: Prompt) -> dict[str, Any]:
-        kwargs = dict(prompt.model_kwargs) | {
-            "past_key_values": self._paged.cache,
-            "use_cache": True,
-        }
-        # Any: the attribute comes from a mixin that PreTrainedModel does not declare.
-        model: Any = self.model
-        inputs: dict[str, Any] = model.prepare_inputs_for_generation(
-            prompt.input_ids, is_first_iteration=True, **kwargs
-        )
-        for name in ("past_key_values", "use_cache"):
-            inputs.pop(name, None)
-        return inputs
-
-    def _begin(self, text: Sequence[int], keys: RowKeys, room: int) -> SequenceKV:
-        """A sequence with what is cached of ``text``: not its last token, whose logits are wanted,
-        and nothing if an image is left to be read.
-        """
-        kv = self._paged.kv
-        most = (keys.lead + len(text) - 1) // kv.page_size
-        sequence = kv.add(room, keys.pages[:most], keys.lead)
-        if not self.spec.visual_token_ids.isdisjoint(text[sequence.committed :]):
-            kv.free(sequence)
-            sequence = kv.add(room, lead=keys.lead)
-        kv.name(sequence, keys.pages[len(sequence.keys) :])
-        return sequence
-
-    def verify(self, handles: Sequence[_Handle], trees: Sequence[DraftTree]) -> Verified:
+    def verify(self, handles: Sequence[Handle], trees: Sequence[DraftTree]) -> Verified:
         """What lies behind every node, in one forward."""
         for handle, tree in zip(handles, trees, strict=True):
             if self.spec.chains_only and not tree.topology.is_chain:
@@ -314,31 +168,31 @@ class TransformersVerifier:
                 gaze.append(None if looked is None else looked[: handle.prompt])
         return Verified(logits, paged.visual_mass, paged.hidden, paged.states, gaze)
 
-    def _watched(self, handle: _Handle) -> int | None:
+    def _watched(self, handle: Handle) -> int | None:
         """The node whose gaze is wanted: the root, when it is time."""
         due = self._gaze_every and (handle.steps + 1) % self._gaze_every == 0
         return 0 if due and handle.prompt else None
 
-    def append(self, handle: _Handle, tokens: Sequence[int]) -> Tensor | None:
+    def append(self, handle: Handle, tokens: Sequence[int]) -> Tensor | None:
         """Compute and keep the keys of these next tokens of the text; their tapped states."""
         nodes = NodeBatch(handle.sequence, tokens, range(len(tokens)), None, handle.offset)
         _, states = self._paged.append([nodes])
         self._publish(handle, tokens)
         return states[0] if states else None
 
-    def source(self, handle: _Handle) -> Source:
+    def source(self, handle: Handle) -> Source:
         """The request's pages, for drafters that read them."""
         visual = self.spec.visual_token_ids
         places = [place for place, token in enumerate(handle.text or ()) if token in visual]
         return Source(self._paged, handle.sequence, handle.offset, places)
 
-    def commit(self, handle: _Handle, nodes: Sequence[int]) -> None:
+    def commit(self, handle: Handle, nodes: Sequence[int]) -> None:
         """Keep the path's keys, drop the other nodes'."""
         self._paged.commit(handle.sequence, nodes)
         assert handle.tree is not None
         self._publish(handle, [handle.tree.tokens[node] for node in nodes])
 
-    def _publish(self, handle: _Handle, tokens: Sequence[int]) -> None:
+    def _publish(self, handle: Handle, tokens: Sequence[int]) -> None:
         """The text has these tokens more: let others find the pages that they fill."""
         kv, sequence = self._paged.kv, handle.sequence
         if handle.text is None:
@@ -353,19 +207,19 @@ class TransformersVerifier:
             before = sequence.keys[-1] if sequence.keys else self._root(handle)
             kv.name(sequence, [page_key(before, page)])
 
-    def _root(self, handle: _Handle) -> bytes:
+    def _root(self, handle: Handle) -> bytes:
         padding = handle.sequence.beside if self._counts_padding else 0
         assert isinstance(padding, int)
         return root(padding)
 
-    def hand_over(self, handles: Sequence[_Handle], padding: Sequence[int], cache: Cache) -> None:
+    def hand_over(self, handles: Sequence[Handle], padding: Sequence[int], cache: Cache) -> None:
         """Append to ``cache`` what it lacks: one row per handle, with so much padding on its left,
         all ending together.
         """
         sequences = [handle.sequence for handle in handles]
         write_columns(self._paged.kv, sequences, padding, cache)
 
-    def release(self, handle: _Handle) -> None:
+    def release(self, handle: Handle) -> None:
         """Give the request's pages back."""
         self._paged.kv.free(handle.sequence)
 
@@ -378,7 +232,7 @@ class TransformersVerifier:
         """Pages that hold keys of some request."""
         return self._paged.kv.allocator.num_taken
 
-    def visual_pages(self, handle: _Handle) -> list[int]:
+    def visual_pages(self, handle: Handle) -> list[int]:
         """The request's pages that hold visual tokens."""
         sequence, size = handle.sequence, self._paged.kv.page_size
         places = self.source(handle).visual
@@ -395,11 +249,3 @@ def _free_bytes(device: torch.device) -> int:
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0]
     return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-
-
-def _positions(given: Tensor | None, row: int, padding: int, ids: Tensor) -> Tensor:
-    """Positions of a row's tokens, int64 ``(R, T)`` on the CPU."""
-    if given is None:
-        return torch.arange(ids.shape[1] - padding)[None]
-    rows = given[None] if given.ndim == 2 else given
-    return rows[:, row if rows.shape[1] > 1 else 0, padding:].cpu()
