@@ -49,10 +49,12 @@ bench: $(USER_STAMP)
 train-demo: $(DEV_STAMP)
 	@$(BIN)/python -m specdec.training.target --out runs/lvlm $(ARGS)
 	@$(BIN)/python -m specdec.training.release --run runs/lvlm --assets runs/assets
-	@[ -e runs/assets/drafter/drafter.json ] || \
-		$(BIN)/specdec distill --verifier runs/assets/lvlm --out runs/assets/drafter \
-			--minutes 3 --answers 1024 --steps 320 --hidden 64 --intermediate 192 \
-			$$([ -e runs/assets/drafter/unfinished/plan.json ] && echo --resume)
+	@for pair in drafter:text-only eagle-hidden:eagle-hidden eagle-shared:eagle-shared; do \
+		out=runs/assets/$${pair%%:*}; \
+		[ -e $$out/drafter.json ] || \
+			$(BIN)/specdec distill --verifier runs/assets/lvlm --out $$out --recipe $${pair#*:} \
+				$$([ -e $$out/unfinished/plan.json ] && echo --resume) || exit 1; \
+	done
 
 # A process a core, each with one thread: the tests are many small things.
 test: $(DEV_STAMP)

@@ -3,20 +3,23 @@ transformers' own."""
 
 from __future__ import annotations
 
+import json
 from functools import cache
 from typing import Any
 
 import pytest
 import torch
+from transformers import PreTrainedModel
 
 from specdec.choice import resolve_drafter
 from specdec.demo import ASSETS, Demo, Question, load, questions
+from specdec.drafters import load_drafter
 from specdec.engine import Decoding, Engine
-from specdec.interfaces import Prompt
+from specdec.interfaces import Drafter, Prompt, reads_of
 from specdec.reliance import Evidence
 from specdec.saved_reliance import KINDS, Kind, load_reliance
-from specdec.training import grading
-from specdec.tree import chain, random_topology, static
+from specdec.training import grading, recipes
+from specdec.tree import Dynamic, Shape, chain, random_topology, static
 from specdec.verifiers import TransformersVerifier
 from specdec.verifiers.fingerprint import fingerprint
 from support.fake_drafters import GuessingDrafter
@@ -67,12 +70,50 @@ def test_greedy_answers_are_those_of_generate(tree: str, kind: str) -> None:
     """Near ties abound in what this model says, so nothing but the same arithmetic will do: fp32,
     token by token, fifty questions in one ragged batch."""
     model = demo().model
-    verifier = TransformersVerifier(model)
-    engine = Engine(verifier, resolve_drafter(drafter(kind, demo()), model), TREES[tree])
+    drafts = resolve_drafter(drafter(kind, demo()), model)
+    stats = answered(model, drafts, TREES[tree], COUNT)
+    assert stats.num_draft_tokens > 0
+
+
+@pytest.mark.parametrize("kind", ["eagle-hidden", "eagle-shared"])
+def test_heads_see_what_the_text_does_not_say(kind: str) -> None:
+    """Their answers are the same, too, and the dynamic trees that their calibration shapes are
+    accepted further than those of the drafter that sees nothing.
+    """
+    model, tree = demo().model, Dynamic(16, 8, 4)
+    head = load_drafter(ASSETS / kind, model)
+    blind = load_drafter(ASSETS / "drafter", model)
+    ours, theirs = (answered(model, drafts, tree, ROOM) for drafts in (head, blind))
+    assert ours.mean_acceptance_length > 1.1 * theirs.mean_acceptance_length
+
+
+@pytest.mark.parametrize("kind", ["eagle-hidden", "eagle-shared"])
+def test_heads_are_what_their_recipes_make(kind: str) -> None:
+    """A recipe that was changed after the head was trained would make another one."""
+    plan = json.loads((ASSETS / kind / "drafter.json").read_text())["plan"]
+    made = plan | plan["geometry"] | plan["training"]
+    for name, value in recipes.read_recipe(kind).items():
+        found = made[name]
+        if name == "taps":
+            value = [int(layer) for layer in value.split(",")]
+        elif name == "loss":
+            value = {each.split("=")[0]: float(each.split("=")[1]) for each in value.split(",")}
+        elif name == "verifier":
+            value = "lvlm"
+        elif name == "minutes":  # of answering and training; those of the training are settled
+            found = plan[name]
+        assert found == value, name
+
+
+def answered(model: PreTrainedModel, drafts: Drafter | None, tree: Shape, count: int) -> Any:
+    """Statistics of the first ``count`` answers, each of which must be that of ``generate``."""
     _, inputs, plain = asked()
-    for start in range(0, len(inputs), ROOM):
+    taps = reads_of(drafts).layers
+    verifier = TransformersVerifier(model, taps=taps)
+    engine = Engine(verifier, drafts, tree)
+    for start in range(0, count, ROOM):
         requests = []
-        for given in inputs[start : start + ROOM]:
+        for given in inputs[start : min(start + ROOM, count)]:
             ids = given["input_ids"]
             rest = {name: value for name, value in given.items() if name != "input_ids"}
             decoding = Decoding(
@@ -83,8 +124,8 @@ def test_greedy_answers_are_those_of_generate(tree: str, kind: str) -> None:
             engine.step()
         for index, request in enumerate(requests, start):
             assert request.output == plain[index], f"question {index}"
-    assert len(plain) == COUNT
     assert verifier.pages_taken == 0
+    return engine.stats
 
 
 def test_answers_state_what_the_images_show() -> None:
