@@ -40,10 +40,8 @@ class Contender(NamedTuple):
 
 
 def shapes(nodes: int) -> dict[str, Callable[[], Shape | Adaptive]]:
-    """The trees that are compared, by name: none has more nodes, and those that branch are as deep
-    as the shorter chain.
-    """
-    tree = Dynamic(nodes, nodes // 2, 4)
+    """The trees that are compared, by name: none has more nodes."""
+    tree = Dynamic(nodes, nodes, 4)
     return {
         f"chain of {nodes // 2}": lambda: chain(nodes // 2),
         f"chain of {nodes}": lambda: chain(nodes),

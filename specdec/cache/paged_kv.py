@@ -238,7 +238,8 @@ class PagedKV:
         """Store a layer's ``keys (1, Hkv, n, D)`` and ``values (1, Hkv, n, Dv)`` in these slots."""
         headed_keys, headed_values = self.pools(layer, keys, values)
         headed_keys[:, :, slots] = keys
-        headed_values[:, :, slots] = values
+        if values.shape[-1]:
+            headed_values[:, :, slots] = values
 
     def pools(self, layer: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
         """Views ``(1, Hkv, slots, D)`` and ``(1, Hkv, slots, Dv)`` of a layer's pools, made for the

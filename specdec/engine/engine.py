@@ -304,7 +304,11 @@ def _tell(targets: Sequence[Target], verdicts: Sequence[Verdict], states: Tensor
     start = 0
     for target, verdict in zip(targets, verdicts, strict=True):
         kept = (0, *verdict.path)[: len(target.emissions)]
-        target.request.view.states.append(states[[start + node for node in kept]])
+        if kept[-1:] == (len(kept) - 1,):  # as they come; a slice takes less time than a list
+            said = states[start : start + len(kept)]
+        else:
+            said = states[[start + node for node in kept]]
+        target.request.view.states.append(said)
         start += len(target.tree)
 
 

@@ -6,7 +6,7 @@ Knows nothing of trees or caches.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
@@ -29,23 +29,27 @@ class Taps:
     """
 
     def __init__(self, model: PreTrainedModel, layers: Sequence[int]) -> None:
-        self._layers = [(layer, _layers(model, layer)) for layer in layers]
+        self._layers = tuple(layers)
+        self._notes = [(partial(self._note, layer), _layers(model, layer)) for layer in layers]
         self._seen: dict[int, Tensor] = {}
 
     @contextmanager
     def watched(self) -> Iterator[None]:
         """Within, note what the layers are called with."""
         self._seen = {}
-        with ExitStack() as stack:
-            for index, layer in self._layers:
-                note = partial(self._note, index)
-                stack.enter_context(layer.register_forward_pre_hook(note, with_kwargs=True))
+        watches = [
+            layer.register_forward_pre_hook(note, with_kwargs=True) for note, layer in self._notes
+        ]
+        try:
             yield
+        finally:
+            for watch in watches:
+                watch.remove()
 
     def take(self) -> Tensor:
         """What they were called with in the forward just watched, ``(B, T, layers * H)``."""
         seen, self._seen = self._seen, {}
-        return torch.cat([seen[index] for index, _ in self._layers], -1)
+        return torch.cat([seen[index] for index in self._layers], -1)
 
     def _note(
         self, index: int, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
