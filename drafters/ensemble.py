@@ -69,6 +69,11 @@ class EnsembleDrafter:
         """Seconds spent inside the members' models."""
         return sum(drafter.model_seconds for drafter in self.drafters)
 
+    @property
+    def bytes_taken(self) -> int:
+        """What the members' own keys and values take now."""
+        return sum(getattr(drafter, "bytes_taken", 0) for drafter in self.drafters)
+
     def check(self, verifier: VerifierSpec) -> None:
         """Raise ``ValueError`` if one of the members cannot serve ``verifier``."""
         for drafter in self.drafters:

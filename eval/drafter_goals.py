@@ -43,8 +43,8 @@ def goals(drafters: Mapping[str, Any]) -> dict[str, Any]:
         }
     chains = {name: tau[name] for name in drafters if split[name][1].startswith("chain")}
     if chains:
-        # The drafter of the longest accepted chains is the one whose positions count.
-        best = max(chains, key=lambda name: chains[name])
+        # Whose positions count: those of the fastest chain.
+        best = max(chains, key=lambda name: _all(drafters[name])["speedup_decode"]["median"])
         shares = _all(drafters[best])["acceptance_per_position"][: len(POSITIONS)]
         found["acceptance_per_position"] = {
             "value": [round(share, 3) for share in shares],

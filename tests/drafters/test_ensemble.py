@@ -203,9 +203,18 @@ def test_tokens_are_those_of_plain_decoding(model: PreTrainedModel, tree: Any) -
     plain = model.generate(ids, **GREEDY)
     members: list[Any] = ["ngram", families.causal_lm(4)]
     drafter = resolve_drafter(members, model)
-    out = specdec.generate(model, ids, drafter=drafter, tree=tree, **GREEDY)
-    assert out.tolist() == plain.tolist()
     assert isinstance(drafter, EnsembleDrafter)
+    taken: list[tuple[int, int]] = []
+
+    def look(_: Any) -> None:
+        network = drafter.drafters[1]
+        assert isinstance(network, TextOnlyDrafter)
+        taken.append((drafter.bytes_taken, network.bytes_taken))
+
+    out = specdec.generate(model, ids, drafter=drafter, tree=tree, on_emission=look, **GREEDY)
+    assert out.tolist() == plain.tolist()
+    assert all(ours == theirs for ours, theirs in taken)
+    assert max(taken) > (0, 0) or tree == "auto"
     assert drafter.name == "ngram+text_only"
     assert not drafter._states
     with pytest.raises(ValueError, match="None is no drafter"):

@@ -36,8 +36,9 @@ def test_each_goal_names_who_comes_closest() -> None:
     sight = found["tau_over_text_only"]
     assert (sight["value"], sight["by"], sight["met"]) == (1.6, "eagle-shared, chain of 8", True)
     assert sight["by_task"] == {"all": 1.6, "red": 2.0, "blue": 1.0}
-    assert found["acceptance_per_position"]["value"] == [0.9, 0.75, 0.55]
-    assert not found["acceptance_per_position"]["met"]
+    positions = found["acceptance_per_position"]
+    assert (positions["value"], positions["by"]) == ([0.7, 0.5, 0.4], "text_only, chain of 8")
+    assert not positions["met"]
     branching = found["dynamic_over_chain"]
     assert branching["value"] == pytest.approx(1.2)
     assert branching["by"] == "text_only, dynamic, 8 nodes"
