@@ -129,7 +129,7 @@ def node_error(name: str, seed: int, layout: str) -> float:
     verifier = TransformersVerifier(model)
     handles = verifier.prefill(families.prepare(model, given, 24), room=40).handles
     topology = chain(7) if name in families.CHAINS_ONLY else random_topology(8, seed)
-    tokens = torch.randint(2, 140, (8,)).tolist()
+    tokens = torch.randint(2, 140, (8,), generator=torch.Generator().manual_seed(seed)).tolist()
     logits = verifier.verify(handles, [DraftTree(topology, tuple(tokens))]).logits
     worst = 0.0
     for node in range(8):
