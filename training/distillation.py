@@ -18,6 +18,8 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from specdec.training.claims import claim_answers, claim_run
+
 if TYPE_CHECKING:
     from specdec.training.answers import Teacher
     from specdec.training.kinds import Geometry, Kind, KindName
@@ -112,7 +114,7 @@ def run(plan: Plan, out: Path, *, resume: bool = False) -> dict[str, Any]:
     from specdec.training.sources import open_prompts
 
     work, say = out / "unfinished", _Voice()
-    _claim(plan, out, work, resume)
+    claim_run(plan.to_dict(), out, work, resume=resume)
     teacher, prompts = _teacher(plan), open_prompts(plan.data, tasks=plan.tasks)
     _check_embedded(plan, teacher)
     teacher.check(prompts)
@@ -187,7 +189,9 @@ def _answered(
     from specdec.training.skipped import write_skipped
 
     folder = work / "answers" if plan.answers_in is None else Path(plan.answers_in)
-    _claim_answers(plan, folder)
+    names = ("data", "tasks", "asking", "max_new_tokens", "dtype")
+    asked = {name: getattr(plan, name) for name in names}
+    claim_answers(asked | {"verifier": _name(plan.verifier), "seed": plan.training.seed}, folder)
     shards = AnswerShards(folder)
     allowed = ANSWERING * plan.minutes
     try:
@@ -249,56 +253,6 @@ def _trained(
         found |= {"best_step": truth.best_step, "best_measured": truth.best}
     say(f"{last['step']} steps in {trainer.seconds / 60:.1f} min", always=True)
     return {**found, "training_minutes": round(trainer.seconds / 60, 2)}
-
-
-def _claim_answers(plan: Plan, folder: Path) -> None:
-    """Note what the answers in a folder are, or see that those there are the same.
-
-    Raises:
-        ValueError: they are others.
-    """
-    names = ("data", "tasks", "asking", "max_new_tokens", "dtype")
-    mine = {"verifier": _name(plan.verifier), "seed": plan.training.seed}
-    mine = json.loads(json.dumps(mine | {name: getattr(plan, name) for name in names}))
-    file = folder / "answers.json"
-    if file.is_file():
-        there = json.loads(file.read_text())
-        if odd := [name for name in mine if there.get(name) != mine[name]]:
-            raise ValueError(
-                f"the answers in {folder} are of {odd[0]}={there.get(odd[0])!r}, this run's of "
-                f"{mine[odd[0]]!r}; give the same options, or another folder with --answers-in"
-            )
-        return
-    if any(folder.glob("answers-*.arrow")):
-        raise ValueError(f"{folder} holds answers, and no {file.name} says whose they are")
-    folder.mkdir(parents=True, exist_ok=True)
-    unfinished = file.with_suffix(".tmp")
-    unfinished.write_text(json.dumps(mine, indent=2) + "\n")
-    unfinished.replace(file)
-
-
-def _claim(plan: Plan, out: Path, work: Path, resume: bool) -> None:
-    """Take the folder, or go on in it."""
-    file, current = work / "plan.json", json.loads(json.dumps(plan.to_dict()))
-    if not resume:
-        if out.exists() and any(out.iterdir()):
-            raise ValueError(f"{out} is not empty; go on with --resume or choose another folder")
-    elif file.is_file():
-        before = json.loads(file.read_text())
-        changed = {name for name in current if before.get(name) != current[name]}
-        if changed:
-            name = min(changed)
-            raise ValueError(
-                f"{out} was begun with {name}={before.get(name)!r}, now it is {current[name]!r}; "
-                "give the same options, or choose another folder"
-            )
-    else:
-        raise ValueError(f"there is nothing to resume in {out}")
-    if not file.is_file():
-        work.mkdir(parents=True, exist_ok=True)
-        unfinished = file.with_suffix(".tmp")
-        unfinished.write_text(json.dumps(current, indent=2) + "\n")
-        unfinished.replace(file)
 
 
 def _settled(plan: Plan, spent: float) -> Training:

@@ -4,7 +4,7 @@ one prompt at a time. Knows no training.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple
 
@@ -18,7 +18,7 @@ from specdec.stats import AcceptanceStats
 from specdec.training import counterfactual, logistic
 from specdec.training.answers import Teacher
 from specdec.training.prompts import Asked
-from specdec.tree import DraftTree, Dynamic
+from specdec.tree import DraftTree, Dynamic, Shape
 from specdec.verifiers import TransformersVerifier
 
 CHAINS = (4, 8)  # draft lengths that are measured
@@ -38,14 +38,7 @@ def acceptance(
     for depth in chains:
         stats: dict[str, AcceptanceStats] = {}
         for each, given in zip(asked, inputs, strict=True):
-            out = generate(
-                teacher.model,
-                drafter=drafter,
-                tree=depth,
-                **given,
-                do_sample=False,
-                max_new_tokens=teacher.max_new_tokens,
-            )
+            out = _answer(teacher, given, drafter, depth)
             stats.setdefault(each.task, AcceptanceStats()).merge(out.stats)
         every = AcceptanceStats()
         for part in stats.values():
@@ -80,14 +73,7 @@ def watch(teacher: Teacher, asked: Sequence[Asked], drafter: Drafter) -> Watched
     watcher, answered = _Watcher(drafter), list[counterfactual.Answered]()
     for each in asked:
         given = teacher.inputs([each])
-        ids = generate(
-            teacher.model,
-            drafter=watcher,
-            tree=TREE,
-            **given,
-            do_sample=False,
-            max_new_tokens=teacher.max_new_tokens,
-        )[0].cpu()
+        ids = _answer(teacher, given, watcher, TREE)[0].cpu()
         prompt = given["input_ids"].shape[1]
         watcher.close(ids.tolist(), prompt)
         answered.append(counterfactual.Answered(each, ids[:prompt], ids[prompt:]))
@@ -124,6 +110,19 @@ def by_modality(watched: Watched) -> dict[str, dict[str, float]]:
                 "draft_acceptance_rate": round(float(right.float().mean()), 4),
             }
     return found
+
+
+def _answer(
+    teacher: Teacher, inputs: Mapping[str, Any], drafter: Drafter, tree: Shape | int
+) -> Any:  # as of generate
+    return generate(
+        teacher.model,
+        drafter=drafter,
+        tree=tree,
+        **inputs,
+        do_sample=False,
+        max_new_tokens=teacher.max_new_tokens,
+    )
 
 
 class _Watcher:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import inspect
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from itertools import accumulate
 from typing import Any, NamedTuple
@@ -147,8 +147,7 @@ class PagedModel:
         logits = self._run(hook.Prefill(self.kv, rows, gaze), inputs)[:, -1]
         self.gaze = _said(gaze, len(rows))
         if self.states is not None:
-            states = [self.states[row.row, row.start :] for row in rows]
-            self._remember([row.sequence for row in rows], states)
+            self._remember((row.sequence, self.states[row.row, row.start :]) for row in rows)
         self.set_limit()
         for row in rows:
             self.kv.commit(row.sequence, range(len(row.sequence.scratch_depths)))
@@ -186,7 +185,7 @@ class PagedModel:
         if self.states is not None:
             self.states = self.states[0]
             states = self.states.split([len(nodes.tokens) for nodes in batch])
-            self._remember([nodes.sequence for nodes in batch], states)
+            self._remember(zip((nodes.sequence for nodes in batch), states, strict=True))
         self.set_limit()
         return logits if keep is None or self._keeps_logits else logits[keep]
 
@@ -230,19 +229,16 @@ class PagedModel:
         return behind, [torch.cat(parts) for parts in states if parts]
 
     def remembered(self, sequence: SequenceKV) -> Tensor:
-        """The tapped states of all committed tokens, ``(committed, layers * H)``; whoever computed
-        them, they lie in the sequence's pages.
-        """
+        """The tapped states ``(committed, layers * H)`` of all tokens, whoever computed them."""
         slots = self.kv.slots(sequence, 0, sequence.committed)
         states: Tensor = self.kv.layer(self._layers)[0][0, 0, slots]
         return states
 
-    def _remember(self, sequences: Sequence[SequenceKV], states: Sequence[Tensor]) -> None:
-        """Keep the states of the sequences' last nodes, as the keys of one more layer."""
-        if self._remembers:
-            for sequence, own in zip(sequences, states, strict=True):
-                slots = self.kv.slots(sequence, sequence.length - len(own), sequence.length)
-                self.kv.write(self._layers, slots, own[None, None], own[None, None, :, :0])
+    def _remember(self, nodes: Iterable[tuple[SequenceKV, Tensor]]) -> None:
+        """Keep the states of sequences' last nodes, as the keys of one more layer."""
+        for sequence, states in nodes if self._remembers else ():
+            slots = self.kv.slots(sequence, sequence.length - len(states), sequence.length)
+            self.kv.write(self._layers, slots, states[None, None], states[None, None, :, :0])
 
     def commit(self, sequence: SequenceKV, nodes: Sequence[int]) -> None:
         """Keep these scratch nodes, a path from the first, and drop the others."""
