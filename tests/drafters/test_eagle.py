@@ -214,23 +214,29 @@ def test_it_says_what_its_head_says(name: str, vision: Vision, shape: Shape) -> 
 
 
 class Right(Recorder):
-    """Proposes the true continuation, whatever its drafter said; in a tree that lists it last."""
+    """Proposes the true continuation, whatever its drafter said: in a tree that lists it last, or
+    as a chain.
+    """
 
     answer: list[int]
+    alone = False
 
     def propose(self, batch: Sequence[DraftRequest]) -> list[DraftTree]:
         super().propose(batch)
         (request,) = batch
         said = len(request.tokens) - request.prompt_length
         right = self.answer[said : said + request.shape.depth]
+        if self.alone:
+            return [DraftTree(chain(len(right)), (request.tokens[-1], *right))]
         wrong = [(token + 1) % families.VOCAB for token in right]
         shape = topology((-1, 0, 0, 2, 3)[: 2 + len(right)] if right else (-1,))
         tokens = (request.tokens[-1], *wrong[:1], *right)
         return [DraftTree(shape, tokens[: len(shape)])]
 
 
+@pytest.mark.parametrize("alone", [False, True], ids=["tree", "chain"])
 @pytest.mark.parametrize("vision", ["hidden", "compressed", "shared"])
-def test_all_accepted_tokens_are_taken_in(vision: Vision) -> None:
+def test_all_accepted_tokens_are_taken_in(vision: Vision, alone: bool) -> None:
     """States of accepted tokens in another order, of refused nodes, or one of them lost: what the
     head says behind three accepted tokens at a time, against the oracle.
     """
@@ -241,8 +247,9 @@ def test_all_accepted_tokens_are_taken_in(vision: Vision) -> None:
     prompt = given["input_ids"].shape[1]
     answer = plain.generate(**given, **limits)[0, prompt:].tolist()
     recorder = Right(EagleDrafter(head_for(model, vision), model.get_input_embeddings()))
-    recorder.answer = answer
-    out = specdec.generate(model, drafter=recorder, tree=static((2, 1, 1)), **given, **limits)
+    recorder.answer, recorder.alone = answer, alone
+    tree = chain(3) if alone else static((2, 1, 1))
+    out = specdec.generate(model, drafter=recorder, tree=tree, **given, **limits)
     assert out.stats.mean_acceptance_length > 3
     for text, tree in recorder.said:
         if tree.q is None:
