@@ -147,7 +147,7 @@ class Controller:
         measured = self.measured
         nothing = [PLAIN] * len(ids)
         self._kind = "plain"
-        if not measured.costs.knows(len(ids)) or measured.steps < 2:
+        if not measured.costs.knows(len(ids)):
             return nothing
         if self._probe is not None and self._probe.id not in self._rows:
             self._end_probe(self._probe)
@@ -209,21 +209,23 @@ class Controller:
             measured.costs.see_plain(batch, seconds)
             measured.paused()
             self._since_plain = 0
+            self._age = _PATIENCE
             if self._probe is not None and self._kind == "probe":
                 self._end_probe(self._probe)  # nobody may draft
             return
         self._since_plain += 1
-        plain = measured.costs.plain(batch)
-        if plain is None:
+        if measured.costs.plain(batch) is None:
             return  # others have left the batch, and it is of a size that is new
         nodes, levels = sum(o.nodes for o in drafted), max(o.levels for o in drafted)
-        time = measured.costs.clip(batch, seconds) / plain
         warm = all(self._rows[o.id].warm for o in drafted)
+        extra = 0.0 if warm else measured.start
+        time = measured.costs.relative(batch, nodes, levels, seconds, extra)
         # A drafter that has paused has to catch up: that is not what a draft takes.
         if warm:
             measured.costs.see_drafted(batch, nodes, levels, seconds)
-        elif self._kind == "draft":
-            measured.began(time - measured.costs.of(batch).step(nodes, levels))
+        else:
+            usual = measured.costs.of(batch).step(nodes, levels)
+            measured.began(time - usual, pays=self._kind == "draft")
         for outcome in drafted:
             asked = min(outcome.asked, outcome.accepted) if outcome.ended else outcome.asked
             self._rows[outcome.id].rates.see(outcome.accepted, asked)

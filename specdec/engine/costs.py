@@ -16,8 +16,13 @@ from typing import NamedTuple
 import numpy as np
 
 _RECENT = 9  # plain steps whose median counts
-_CLIP = 3.0  # × the usual: a step that took longer says nothing of the step
+_KNOWN = 2  # plain steps after which a time is known
+_CLIP = 3.0  # × the expected: a step that took longer says nothing of the step
 _KEEP = 0.99  # weight of a drafted step's time after the next one
+_SURE = 8.0  # drafted steps after which a time may be found odd
+_ODD = 1.5  # × or ÷ the expected: is that odd? Some are,
+_CHANGED = 3  # but not so many one after the other, unless the machine is another by now
+_DOUBTED = 2.0  # drafted steps that those before such a change are worth after it
 # Before anything is measured, and how sure that is: standard deviations of 0.3, 0.05 and 0.3 where
 # a measurement has 0.1.
 _GUESS = (0.1, 0.03, 0.1)
@@ -41,7 +46,6 @@ class _Bucket:
 
     def __init__(self) -> None:
         self.plain: deque[float] = deque(maxlen=_RECENT)
-        self.drafted: deque[float] = deque(maxlen=_RECENT)
         # Decayed sums of x xᵀ and x y. What was known of other batch sizes before stays as the
         # ridge of the regression, so that what is not varied for long returns to it instead of
         # drifting.
@@ -49,6 +53,26 @@ class _Bucket:
         self.squares = np.zeros((3, 3))
         self.products = np.zeros(3)
         self.cost: Cost | None = None
+        # Drafted steps in a row that nobody expected, with their seconds.
+        self.odd: list[tuple[int, int, float]] = []
+
+    @property
+    def weight(self) -> float:
+        """Drafted steps that were timed; those of long ago count less."""
+        return float(self.squares[0, 0])
+
+    def learn(self, nodes: int, levels: int, relative: float) -> None:
+        """Take in a drafted step."""
+        x = np.array([1.0, nodes, levels])
+        self.fade(_KEEP)
+        self.squares += np.outer(x, x)
+        self.products += x * (relative - 1.0)
+
+    def fade(self, keep: float) -> None:
+        """Trust the times of drafted steps less."""
+        self.squares *= keep
+        self.products *= keep
+        self.cost = None
 
 
 class Costs:
@@ -59,8 +83,8 @@ class Costs:
         self.timed = 0  # drafted steps taken in
 
     def knows(self, batch: int) -> bool:
-        """Whether a plain step has been timed."""
-        return bool(self._bucket(batch).plain)
+        """Whether enough plain steps have been timed."""
+        return len(self._bucket(batch).plain) >= _KNOWN
 
     def plain(self, batch: int) -> float | None:
         """Seconds of a plain step, the lower median of the last; ``None`` before the first."""
@@ -70,9 +94,9 @@ class Costs:
     def of(self, batch: int) -> Cost:
         """What drafting costs; of the nearest batch size that was measured, if this one was not."""
         bucket = self._bucket(batch)
-        if not bucket.drafted:
+        if not bucket.weight:
             index = _index(batch)
-            measured = [i for i, other in self._buckets.items() if other.drafted]
+            measured = [i for i, other in self._buckets.items() if other.weight]
             near = min(measured, key=lambda i: abs(i - index), default=None)
             return Cost(*_GUESS) if near is None else self.of(1 << near)
         if bucket.cost is None:
@@ -84,27 +108,54 @@ class Costs:
 
     def see_plain(self, batch: int, seconds: float) -> None:
         """Take in the time of a step that drafted nothing."""
-        self._bucket(batch).plain.append(seconds)
+        bucket = self._bucket(batch)
+        bucket.plain.append(seconds)
+        if bucket.odd and len(bucket.plain) == _KNOWN:
+            plain = min(bucket.plain)
+            for nodes, levels, took in bucket.odd:
+                bucket.learn(nodes, levels, took / plain)
+            bucket.odd.clear()
 
-    def clip(self, batch: int, seconds: float) -> float:
-        """The time of a drafted step, at most a few times the usual."""
-        usual = sorted(self._bucket(batch).drafted)
-        return min(seconds, _CLIP * usual[len(usual) // 2]) if len(usual) >= 3 else seconds
+    def relative(
+        self, batch: int, nodes: int, levels: int, seconds: float, extra: float = 0.0
+    ) -> float:
+        """The time of a drafted step in plain steps, of which one must have been timed; at most a
+        few times the expected: warming up, compiling, or a pause of the machine's are not what a
+        step takes.
+
+        Args:
+            extra: plain steps that it is expected to take beyond the usual.
+        """
+        plain = self.plain(batch)
+        assert plain is not None
+        return min(seconds / plain, _CLIP * (self.of(batch).step(nodes, levels) + extra))
 
     def see_drafted(self, batch: int, nodes: int, levels: int, seconds: float) -> None:
-        """Take in the time of a step in which all who drafted had done so the step before."""
-        bucket, plain = self._bucket(batch), self.plain(batch)
-        if plain is None:
-            return
-        if not bucket.drafted:
+        """Take in the time of a step in which all who drafted had done so the step before.
+
+        Where several in a row are far from what was expected, plain ones are to be timed again
+        before any is believed: the machine may have become slower or faster as a whole.
+        """
+        bucket = self._bucket(batch)
+        if not bucket.weight:
             bucket.guess = np.array(self.of(batch))
-        relative = self.clip(batch, seconds) / plain - 1.0
-        bucket.drafted.append(seconds)
         self.timed += 1
-        x = np.array([1.0, nodes, levels])
-        bucket.squares = _KEEP * bucket.squares + np.outer(x, x)
-        bucket.products = _KEEP * bucket.products + x * relative
-        bucket.cost = None
+        plain, expected = self.plain(batch), self.of(batch).step(nodes, levels)
+        assert plain is not None
+        bucket.odd.append((nodes, levels, seconds))
+        if bucket.weight >= _SURE and not expected / _ODD < seconds / plain < expected * _ODD:
+            if len(bucket.odd) == _CHANGED:
+                bucket.plain.clear()
+                bucket.fade(_DOUBTED / bucket.weight)
+            return
+        for nodes, levels, took in bucket.odd:
+            bucket.learn(nodes, levels, self.relative(batch, nodes, levels, took))
+        bucket.odd.clear()
+
+    def rest(self) -> None:
+        """Nothing has been drafted for a while: trust what is known of it half as much."""
+        for bucket in self._buckets.values():
+            bucket.fade(0.5)
 
     def _bucket(self, batch: int) -> _Bucket:
         index = _index(batch)

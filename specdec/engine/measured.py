@@ -37,6 +37,7 @@ class Ledger:
     """
 
     _RARELY = 512  # steps
+    _SELDOM = 128
     _OFTEN = 4
 
     def __init__(self) -> None:
@@ -59,8 +60,9 @@ class Ledger:
 
     @property
     def probe_is_due(self) -> bool:
-        """Whether to draft although it seems not to pay."""
-        return self._left <= 0 and self._probes + self._last <= 1.0 + _PROBED * self._time
+        """Whether to draft although it seems not to pay. What drafting gained pays for it, too."""
+        gained = max(0.0, -self.lost)
+        return self._left <= 0 and self._probes + self._last <= 1.0 + _PROBED * self._time + gained
 
     def plain(self) -> None:
         """Count a plain step."""
@@ -77,7 +79,9 @@ class Ledger:
         self._time += time
         self._last = max(0.0, lost)
         self._probes = max(0.0, self._probes + lost)
-        self._interval = self._OFTEN if hit else min(2 * self._interval, self._RARELY)
+        self._interval = min(2 * self._interval, self._SELDOM if hit else self._RARELY)
+        if hit and lost <= 0.0:
+            self._interval = self._OFTEN
         self._left = self._interval
 
     def stopped(self) -> None:
@@ -110,7 +114,9 @@ class Measured:
         self._sizes = {plan: Size(_most(shape), plan.depth) for plan, shape in self._cut.items()}
         self.nothing = self._cut[PLAIN] = largest.truncate(0)
         self._first = 0.0  # what first drafts took beyond others
-        self._drafts = 0.0  # how many were made with them
+        self._starts = 0  # how many those were
+        self.start = 0.0  # what such a step takes longer, in plain steps: a running mean
+        self._drafts = 0.0  # how many steps drafted, because that pays
 
     @property
     def is_new(self) -> bool:
@@ -183,6 +189,7 @@ class Measured:
 
     def rest(self) -> None:
         """Nothing has been measured for a while."""
+        self.costs.rest()
         for rates in (self._shared, *self._rates):
             rates.cap(_STALE)
 
@@ -191,9 +198,15 @@ class Measured:
         self.ledger.plain()
         self._first *= 0.995
 
-    def began(self, extra: float) -> None:
-        """Take in what a step took longer because requests drafted in it for the first time."""
-        self._first += max(0.0, extra)
+    def began(self, extra: float, pays: bool) -> None:
+        """Take in what a step took longer because requests drafted in it for the first time;
+        whether they did because that pays.
+        """
+        extra = max(0.0, extra)
+        self._starts += 1
+        self.start += max(0.2, 1 / self._starts) * (extra - self.start)
+        if pays:
+            self._first += extra
 
     def went_on(self) -> None:
         """Count a step that drafted, because that pays."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import statistics
 from dataclasses import replace
-from itertools import product
+from itertools import count, product
 from types import SimpleNamespace
 from typing import Any
 
@@ -99,6 +99,53 @@ def test_times_that_stand_out_do_not_mislead() -> None:
     assert run(world(), Adaptive(8)).speed > 0.93 * most
 
 
+@pytest.mark.parametrize("times", [1, 3])
+def test_warming_up_is_not_what_a_draft_costs(times: int) -> None:
+    """First drafts that compile kernels, a hundred times as long: taken at their word, drafting
+    would be overdrawn for the next ten thousand steps.
+    """
+
+    def load(step: int, drafted: int) -> tuple[float, float]:
+        return 1.0, 300.0 if drafted < times else 1.0
+
+    world = World(lambda request, step: [0.9], load=load, hiccup=0.0)
+    run(world, Adaptive(8), length=1500)
+    assert statistics.mean(world.depths[150:]) > 5
+
+
+@pytest.mark.parametrize("factor", [15.0, 3.0, 0.3])
+def test_a_machine_that_gets_slower_as_a_whole_changes_nothing(factor: float) -> None:
+    """Drafted steps compared with plain ones that were timed before another job came or went. Such
+    a change is noticed by the third step, at the price of two plain ones.
+    """
+
+    def load(step: int, drafted: int) -> tuple[float, float]:
+        return (factor, 1.0) if 300 <= step < 600 else (1.0, 1.0)
+
+    world = World(lambda request, step: [0.9], load=load, hiccup=0.0)
+    run(world, Adaptive(8), length=5000)
+    assert sum(world.drafted[300:900]) > 570
+    for start in range(200, 800, 100):
+        assert statistics.mean(world.depths[start : start + 100]) > 5
+
+
+def test_what_was_learnt_under_load_is_forgotten() -> None:
+    """Another job on the cores makes drafting, with its many small steps, ten times as dear: that
+    is noticed within five steps, and what drafting gained before pays for finding out, within 500
+    steps, that it no longer is.
+    """
+
+    def load(step: int, drafted: int) -> tuple[float, float]:
+        return (2.0, 10.0) if 300 <= step < 400 else (1.0, 1.0)
+
+    for seed in range(3):
+        world = World(lambda request, step: [0.9], load=load, hiccup=0.0, seed=seed)
+        run(world, Adaptive(8), length=5000)
+        assert sum(world.depths[305:320]) < 10
+        assert statistics.mean(world.drafted[320:400]) < 0.1
+        assert statistics.mean(world.depths[900:1000]) > 5
+
+
 def test_turning_bad_and_good_is_noticed() -> None:
     """Old evidence that weighs for ever, either way. What is noticed within 100 steps of turning
     bad, and 700 of turning good again, where probes have become rare.
@@ -120,6 +167,17 @@ def test_catching_up_is_not_what_a_draft_costs() -> None:
     assert statistics.mean(world.drafted[-300:]) > 0.9
     planner: Any = adaptive.planner(world.drafter, world.verifier)
     assert planner.measured.costs.of(1).step(4, 4) == pytest.approx(1.73, rel=0.1)
+
+
+def test_catching_up_is_a_price_where_answers_are_short() -> None:
+    """Each answer is shorter than what its drafter's prompt takes: were that clipped as what stands
+    out, drafting would look cheap and cost half of the time.
+    """
+    adaptive = Adaptive(8)
+    world = World(lambda request, step: [0.7], missed=0.03, prompt=1000, hiccup=0.0)
+    run(world, adaptive, answers=100, length=20)
+    later = replace(world, time=0.0, steps=0, tokens=0, drafted=[], depths=[])
+    assert run(later, adaptive, answers=100, length=20).slowdown < 0.04
 
 
 def test_the_end_of_an_answer_is_no_refusal() -> None:
@@ -311,8 +369,13 @@ def test_wherever_there_is_a_tree_it_may_adapt(model: PreTrainedModel, tree: Any
     assert model.generate(ids, **how, custom_generate=decode).tolist() == plain.tolist()
 
 
-def test_enabled_remembers_as_long_as_it_lasts(model: PreTrainedModel) -> None:
-    """`tree="auto"` made anew for each call of a context would begin with plain steps each time."""
+def test_enabled_remembers_as_long_as_it_lasts(
+    model: PreTrainedModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`tree="auto"` made anew for each call of a context would begin with plain steps each time. By
+    a clock that ticks when it is read: another job on the cores would be a reason to time them.
+    """
+    monkeypatch.setattr("specdec.engine.engine.time.perf_counter", count().__next__)
     ids = torch.randint(2, 140, (1, 6))
     how: dict[str, Any] = {"max_new_tokens": 30, "do_sample": False, "eos_token_id": None}
     answer = model.generate(ids, **how)[0].tolist()

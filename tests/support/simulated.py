@@ -25,6 +25,8 @@ class World:
             at first.
         noise: standard deviation of the logarithm of a step's seconds.
         hiccup: probability of a step that takes ten times as long.
+        load: by step and the number of steps that drafted before, how many times as long a plain
+            step takes, and what drafting adds to it.
     """
 
     accepts: Callable[[int, int], Sequence[float]]
@@ -35,6 +37,7 @@ class World:
     prompt: int = 300
     noise: float = 0.05
     hiccup: float = 0.002
+    load: Callable[[int, int], tuple[float, float]] = lambda step, drafted: (1.0, 1.0)
     seed: int = 0
     time: float = 0.0
     steps: int = 0
@@ -68,7 +71,7 @@ class World:
         left = dict(zip(ids, lengths, strict=True))
         while any(n > 0 for n in left.values()):
             shapes: list[Shape] = planner.shapes(ids)
-            outcomes, seconds = [], 1.0
+            outcomes, extra = [], 0.0
             for i, shape in zip(ids, shapes, strict=True):
                 asked = shape.truncate(max(left[i] - 1, 0)).depth
                 accepted, rates = 0, self.accepts(i, self.steps)
@@ -85,13 +88,14 @@ class World:
                 self.tokens += tokens
                 missing[i] += tokens
                 if asked:
-                    seconds += self.missed * (missing[i] - tokens)
+                    extra += self.missed * (missing[i] - tokens)
                     missing[i] = tokens
             asked = max(o.asked for o in outcomes)
             if asked:
-                seconds += self.fixed + self.level * asked
-                seconds += self.node * sum(o.nodes for o in outcomes)
-            seconds *= self.rng.lognormvariate(0.0, self.noise)
+                extra += self.fixed + self.level * asked
+                extra += self.node * sum(o.nodes for o in outcomes)
+            whole, drafting = self.load(self.steps, sum(self.drafted))
+            seconds = whole * (1.0 + drafting * extra) * self.rng.lognormvariate(0.0, self.noise)
             if self.rng.random() < self.hiccup:
                 seconds *= 10
             self.time += seconds
