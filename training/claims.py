@@ -51,6 +51,10 @@ def claim_answers(facts: Mapping[str, Any], folder: Path) -> None:
         return
     if any(folder.glob("answers-*.arrow")):
         raise ValueError(f"{folder} holds answers, and no {file.name} says whose they are")
+    if folder.exists() and any(folder.iterdir()):
+        own = folder / "unfinished" / "answers"
+        other = f"{own}, which holds answers" if own.is_dir() else "an empty folder"
+        raise ValueError(f"{folder} holds other files and no answers; give {other}")
     write_json(file, current)
 
 
