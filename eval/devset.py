@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from specdec.eval import graded
+from specdec.eval.scoring import contains
 from specdec.training.grading import score
 from specdec.training.prompts import Asked, open_row, read_row
 
@@ -103,16 +104,8 @@ def quality(
         return got.right / got.total if ended else 0.0
     if metric is Metric.ANSWER:
         assert question.answer is not None
-        return float(normal(question.answer) in normal(text))
+        return contains([question.answer], text)
     return similarity(text, lossless)
-
-
-def normal(text: str) -> str:
-    """Without case, spacing and the punctuation at words' ends; a space at either end, so that only
-    whole words are found in it.
-    """
-    words = (word.strip(".,;:!?\"'()") for word in text.casefold().split())
-    return f" {' '.join(word for word in words if word)} "
 
 
 def similarity(text: str, other: str) -> float:

@@ -173,12 +173,13 @@ class AtLength:
         *before, last = messages
         *parts, text = last["content"]
         if text["type"] != "text":  # the images come last
-            return [*before, last | {"content": [*parts, text, _text(self._suffix)]}]
-        longer = _text(f"{text['text']} {self._suffix}")
+            return [*before, last | {"content": [*parts, text, text_part(self._suffix)]}]
+        longer = text_part(f"{text['text']} {self._suffix}")
         return [*before, last | {"content": [*parts, longer]}]
 
 
-def _text(text: str) -> dict[str, str]:
+def text_part(text: str) -> dict[str, str]:
+    """A text in the content of a message."""
     return {"type": "text", "text": text}
 
 
@@ -236,9 +237,22 @@ def with_images(prompt: str, sources: Sequence[str | bytes], where: str = "") ->
     Raises:
         ValueError: an image cannot be read.
     """
-    parts = [*({"type": "image"} for _ in sources), _text(prompt)]
+    parts = [*({"type": "image"} for _ in sources), text_part(prompt)]
+    return opened([{"role": "user", "content": parts}], sources, where)
+
+
+def opened(
+    messages: list[dict[str, Any]],  # Any: transformers' chat form
+    sources: Sequence[str | bytes],
+    where: str = "",
+) -> Asked:
+    """A conversation with its images.
+
+    Raises:
+        ValueError: an image cannot be read.
+    """
     images = [open_image(source) for source in sources]
-    return Asked([{"role": "user", "content": parts}], images, sources=sources, where=where)
+    return Asked(messages, images, sources=sources, where=where)
 
 
 def open_image(source: str | bytes) -> Image.Image:

@@ -6,9 +6,9 @@ of who answers.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from specdec.training.prompts import (
     Asked,
@@ -21,10 +21,42 @@ from specdec.training.prompts import (
 )
 from specdec.training.rows import Rows
 from specdec.training.skipped import Skipped
+from specdec.training.tables import image_sources, open_dataset
 
-HUB = "hub:"
 IMAGE_COLUMNS = ("image", "images")
 PROMPT_COLUMNS = ("prompt", "question", "text")
+
+
+class Line(NamedTuple):
+    """A usable line of a folder's ``*.jsonl``: what to call it, prompt and image files, and the
+    line itself.
+    """
+
+    where: str
+    prompt: tuple[str, list[Path]]
+    text: str
+
+    def open(self) -> Asked:
+        """The prompt with its images.
+
+        Raises:
+            ValueError: an image cannot be read.
+        """
+        return open_row(self.prompt)._replace(where=self.where)
+
+
+def read_folder(folder: Path, skipped: list[Skipped]) -> list[Line]:
+    """The usable lines of a folder's ``*.jsonl``; the others are noted in ``skipped``."""
+    lines: list[Line] = []
+    for file in sorted(folder.glob("*.jsonl")):
+        for number, line in enumerate(file.read_bytes().splitlines(), start=1):
+            where = f"{file.name} line {number}"
+            try:
+                if text := line.decode().strip():
+                    lines.append(Line(where, read_row(text, folder, where), text))
+            except ValueError as error:  # also what cannot be decoded
+                skipped.append(Skipped(where, str(error).removeprefix(f"{where}: ")))
+    return lines
 
 
 class FolderPrompts(Rows):
@@ -37,27 +69,16 @@ class FolderPrompts(Rows):
 
     def __init__(self, folder: Path) -> None:
         super().__init__()
-        self._lines: list[tuple[str, tuple[str, list[Path]]]] = []
-        for file in sorted(folder.glob("*.jsonl")):
-            for number, line in enumerate(file.read_bytes().splitlines(), start=1):
-                if line.strip():
-                    self._take(line, folder, f"{file.name} line {number}")
+        self._lines = read_folder(folder, self.skipped)
+        for row, line in enumerate(self._lines):
+            self._add(row, len(line.prompt[1]), line.text.encode())
         self._close(str(folder), '*.jsonl files with lines {"image": file, "prompt": text}')
 
-    def _take(self, line: bytes, folder: Path, where: str) -> None:
-        try:
-            row = read_row(line.decode(), folder, where)
-        except ValueError as error:  # also what cannot be decoded
-            self.skipped.append(Skipped(where, str(error).removeprefix(f"{where}: ")))
-            return
-        self._add(len(self._lines), len(row[1]), line)
-        self._lines.append((where, row))
-
     def _open(self, row: int) -> Asked:
-        return open_row(self._lines[row][1])._replace(where=self._where(row))
+        return self._lines[row].open()
 
     def _where(self, row: int) -> str:
-        return self._lines[row][0]
+        return self._lines[row].where
 
 
 class DatasetPrompts(Rows):
@@ -111,19 +132,8 @@ class DatasetPrompts(Rows):
 
     def _open(self, row: int) -> Asked:
         [found] = self._dataset[row].to_pylist()
-        images = found[self._image]
-        images = images if isinstance(images, list) else [images]
-        sources = [self._read(image) for image in images]
+        sources = image_sources(found[self._image], self._image, self._folder)
         return with_images(found[self._prompt], sources, self._where(row))
-
-    def _read(self, image: object) -> str | bytes:
-        if isinstance(image, Mapping):
-            image = image["bytes"] or image["path"]
-        if isinstance(image, bytes):
-            return image
-        if not isinstance(image, str):
-            raise ValueError(f"column {self._image!r} holds no image: {image!r}")
-        return str((self._folder / image).resolve())
 
     def _where(self, row: int) -> str:
         return f"{self._source} row {row}"
@@ -140,9 +150,8 @@ def open_prompts(
     """The prompts that ``--data`` names.
 
     Args:
-        data: ``None`` is the embedded LVLM's generator; ``hub:owner/name[:split]`` a data set of
-            the hub; else a folder with ``*.jsonl``, one written by ``save_to_disk``, or one with
-            ``*.arrow`` files.
+        data: ``None`` is the embedded LVLM's generator; else a folder with ``*.jsonl``, or what
+            :func:`open_dataset` takes.
         tasks: of the generator.
         image_column, prompt_column: of a data set.
         long: ask for long answers.
@@ -157,48 +166,11 @@ def open_prompts(
     elif any(Path(data).glob("*.jsonl")):
         prompts = FolderPrompts(Path(data))
     else:
-        found, source, folder = (
-            _from_hub(data) if data.startswith(HUB) else _from_folder(Path(data))
-        )
+        found, source, folder = open_dataset(data)
         prompts = DatasetPrompts(
             found, source, image_column=image_column, prompt_column=prompt_column, folder=folder
         )
     return AtLength(prompts) if long else prompts
-
-
-# A data set, what to call it, and what paths in it are relative to. Any: see DatasetPrompts.
-_Found = tuple[Any, str, Path | None]
-
-
-def _from_hub(data: str) -> _Found:
-    import datasets  # type: ignore[import-untyped]  # it ships no type information
-
-    name, _, split = data.removeprefix(HUB).partition(":")
-    try:
-        return datasets.load_dataset(name, split=split or "train"), data, None
-    except Exception as error:  # of the network, of the hub, of the format, of the split
-        raise ValueError(f"{data} could not be read as owner/name[:split]: {error}") from error
-
-
-def _from_folder(folder: Path) -> _Found:
-    import datasets
-
-    if (folder / "state.json").is_file() or (folder / "dataset_dict.json").is_file():
-        found = datasets.load_from_disk(str(folder))
-        if isinstance(found, datasets.DatasetDict):
-            if "train" not in found and len(found) != 1:
-                raise ValueError(f"{folder} has the splits {', '.join(found)}; give one's folder")
-            found = found["train"] if "train" in found else next(iter(found.values()))
-        return found, folder.name, folder
-    files = sorted(folder.glob("*.arrow"))
-    if files:
-        parts = [datasets.Dataset.from_file(str(file)) for file in files]
-        return datasets.concatenate_datasets(parts), folder.name, folder
-    there = ", ".join(sorted(file.name for file in folder.glob("*"))[:8]) or "nothing"
-    raise ValueError(
-        f"{folder} holds {there}; expected *.jsonl lines, a data set written by save_to_disk, or "
-        "*.arrow files"
-    )
 
 
 def _column(
