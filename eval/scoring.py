@@ -54,8 +54,8 @@ def contains(references: Sequence[str], answer: str) -> float:
     return float(any(normal(reference) in said for reference in references))
 
 
-_DIGITS = {word: str(i) for i, word in enumerate("zero one two three four five six seven".split())}
-_DIGITS |= {"none": "0", "eight": "8", "nine": "9", "ten": "10"}
+_TO_TEN = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")
+_DIGITS = {"none": "0", **{word: str(number) for number, word in enumerate(_TO_TEN)}}
 
 
 def _vqa_words(text: str) -> str:

@@ -85,8 +85,9 @@ def _from_path(datasets: Any, path: Path, split: str) -> Found:  # Any: an untyp
         chosen = splits[_split(splits, split, path)]
         return Found(datasets.Dataset.from_parquet(chosen), path.name, folder)
     there = ", ".join(sorted(file.name for file in path.glob("*"))[:8])
+    what = f"holds {there or 'nothing'}" if path.is_dir() else "is no folder"
     raise ValueError(
-        f"{path} holds {there or 'nothing'}; expected *.jsonl lines, a data set written by "
+        f"{path} {what}; expected *.jsonl lines, a data set written by "
         "save_to_disk, or *.arrow or *.parquet files"
     )
 
