@@ -17,6 +17,7 @@ from specdec.training.prompts import text_part
 Row = Mapping[str, Any]  # Any: what the data set has in its cells
 
 SHORT = "Answer the question using a single word or phrase."
+CAPTION = "Describe this image."  # where the data set has no words for it
 IMAGE = {"type": "image"}
 
 
@@ -62,7 +63,7 @@ class Adapter:
 
     def optional(self) -> list[str]:
         """Columns that are read, too, where they are there."""
-        return [name.partition(".")[0] for name in self.task]
+        return self.label_columns()
 
     def lacking(self, there: Collection[str]) -> list[str]:
         """What of the needed columns is not there, in words."""
@@ -77,8 +78,8 @@ class Adapter:
         for name in self.task:
             column, _, field = name.partition(".")
             value = row.get(column)
-            if field and isinstance(value, Mapping):
-                value = value.get(field)
+            if field:
+                value = value.get(field) if isinstance(value, Mapping) else None
             if isinstance(value, list):  # the first of a question's kinds
                 value = value[0] if value else None
             if value is not None:
@@ -87,7 +88,7 @@ class Adapter:
 
     def label_columns(self) -> list[str]:
         """The columns that :meth:`labels` looks at."""
-        return self.optional()
+        return [name.partition(".")[0] for name in self.task]
 
     def read(self, row: Row, number: int, short: bool) -> Read:
         """The question of this number in a row; ``short``: with a request for a short answer.
@@ -114,10 +115,7 @@ class Plain(Adapter):
         return [self.image, self.question]
 
     def optional(self) -> list[str]:
-        return [*super().optional(), *self.answers]
-
-    def label_columns(self) -> list[str]:
-        return super().optional()
+        return [*self.label_columns(), *self.answers]
 
     def references(self, row: Row) -> list[str]:
         return super().references(row) if set(row) & set(self.answers) else []
@@ -130,17 +128,17 @@ class Captions(Adapter):
         return [self.image, self.answers]
 
     def optional(self) -> list[str]:
-        return [*super().optional(), *self.question]
+        return [*self.label_columns(), *self.question]
 
     def read(self, row: Row, number: int, short: bool) -> Read:
-        asked = next((row[name] for name in self.question if row.get(name)), "Describe this image.")
-        images = images_in(row, self.image)
+        said = [text for name in self.question if (text := row.get(name))]
+        asked, images = (said or [CAPTION])[0], images_in(row, self.image)
         return Read(user_turn(f"{asked}\n{self.short}" if short else asked, images), images)
 
 
 def first(row: Collection[str], names: Sequence[str]) -> str:
-    """The first of these columns that is there; one is."""
-    return next(name for name in names if name in row)
+    """The first of these columns that is there, or would be."""
+    return next((name for name in names if name in row), names[0])
 
 
 def text_in(row: Row, names: Sequence[str]) -> str:
@@ -150,7 +148,7 @@ def text_in(row: Row, names: Sequence[str]) -> str:
         ValueError: it is empty or none.
     """
     column = first(row, names)
-    text = row[column]
+    text = row.get(column)
     if not isinstance(text, str) or not text.strip():
         raise ValueError(f"column {column!r} is empty or no text: {text!r}")
     return text.strip()
@@ -162,7 +160,7 @@ def images_in(row: Row, names: Sequence[str]) -> list[tuple[str, object]]:
     Raises:
         ValueError: there is none.
     """
-    column = next((name for name in names if name in row), names[0])
+    column = first(row, names)
     cell = row.get(column)
     if cell is None:
         raise ValueError(f"column {column!r} holds no image")

@@ -22,6 +22,7 @@ from specdec.eval.scoring import (
 )
 from specdec.training.sources import IMAGE_COLUMNS, PROMPT_COLUMNS
 
+CHOICES_SHORT = "Answer with the letter of the right option only."
 PLAIN = Plain(
     "plain", CONTAINS, image=IMAGE_COLUMNS, question=PROMPT_COLUMNS, answers=("answers", "answer")
 )
@@ -69,7 +70,7 @@ ADAPTERS = (
         image=("image_1", "image"),
         answers=("answer",),
         task=("subject",),
-        short="Answer with the letter of the right option only.",
+        short=CHOICES_SHORT,
     ),
     Chat("chat", image=("images", "image"), question=("messages", "conversations")),
     PLAIN,
@@ -119,11 +120,17 @@ def parse(source: str) -> Wanted:
 
 
 def named_in(data: str) -> Adapter | None:
-    """The adapter whose name is in the last three parts of a data set's name or path."""
-    there = re.sub("[^a-z0-9]", "", "".join(data.split("/")[-3:]).lower())
-    spelt = {name.replace("-", ""): name for name in BY_NAME} | {"llava": "chat"}
-    spelt.pop(PLAIN.name)
-    return next((BY_NAME[name] for word, name in spelt.items() if word in there), None)
+    """The adapter whose name is in one of the last three parts of a data set's name or path, the
+    last one first.
+    """
+    spelt = {name.replace("-", ""): name for name in BY_NAME if name != PLAIN.name}
+    spelt["llava"] = "chat"
+    for part in reversed(data.split("/")[-3:]):
+        there = re.sub("[^a-z0-9]", "", part.lower())
+        for word, name in spelt.items():
+            if word in there:
+                return BY_NAME[name]
+    return None
 
 
 def fitting(data: str, adapter: Adapter | None, columns: Collection[str]) -> Adapter:

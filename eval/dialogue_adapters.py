@@ -36,10 +36,8 @@ class Choices(Adapter):
         return [self.image, ("options",), self.answers]
 
     def optional(self) -> list[str]:
-        return [*super().optional(), *self.question, *(f"image_{i}" for i in range(2, 8))]
-
-    def label_columns(self) -> list[str]:
-        return super().optional()
+        more = [f"image_{i}" for i in range(2, 8)]
+        return [*self.label_columns(), *self.question, *more]
 
     def read(self, row: Row, number: int, short: bool) -> Read:
         how = self.short if short else CHOOSE
@@ -122,7 +120,7 @@ class Chat(Adapter):
         for given in row[column] or []:
             if not isinstance(given, Mapping):
                 raise ValueError(f"column {column!r} has a turn of no role: {given!r}")
-            name = given.get("role") or given.get("from")
+            name = str(given.get("role") or given.get("from"))
             role = ROLES.get(name, name)
             if role not in ("system", *ROLES):
                 raise ValueError(f"column {column!r} has a turn of {name!r}")
