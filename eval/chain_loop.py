@@ -6,7 +6,7 @@ the two models and ``DynamicCache.crop``. What specdec adds must not cost more t
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -24,6 +24,7 @@ def chain_loop(
     *,
     max_new_tokens: int,
     k: int = 4,
+    on_token: Callable[[], object] = lambda: None,
 ) -> tuple[list[int], AcceptanceStats]:
     """Greedy answer to one prompt, and what was accepted.
 
@@ -33,11 +34,13 @@ def chain_loop(
         inputs: what the verifier's forward takes, one row, no padding.
         max_new_tokens: longest answer.
         k: drafts per step.
+        on_token: called with every token of the answer.
     """
     spec, stats = read_spec(model), AcceptanceStats()
     cache, draft_cache = DynamicCache(), DynamicCache()
     out = model(**inputs, past_key_values=cache, use_cache=True, logits_to_keep=1)
     answer = [int(out.logits[0, -1].argmax())]
+    on_token()
     prompt = inputs["input_ids"][0].tolist()
     unread = [token for token in prompt if token not in spec.visual_token_ids] + answer
     while len(answer) < max_new_tokens and answer[-1] not in spec.eos_token_ids:
@@ -61,6 +64,7 @@ def chain_loop(
         unread = wanted[depth - 1 : depth + 1] if kept == depth > 0 else [wanted[kept]]
         for token in wanted[: kept + 1]:
             answer.append(token)
+            on_token()
             if token in spec.eos_token_ids:
                 break
     stats.num_generated_tokens = len(answer)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from os import PathLike
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 from transformers import PreTrainedModel
 
@@ -18,11 +19,14 @@ from specdec.drafters.tokenizers import refuse_other_tokenizer, refuse_other_voc
 from specdec.engine import Adaptive
 from specdec.engine.engine import DEFAULT_SHAPE
 from specdec.interfaces import Drafter
-from specdec.tree import Shape, chain
+from specdec.tree import Dynamic, Shape, chain, static
+
+MAX_TREE = 256  # nodes; a step over more costs more than any of them can save
 
 OneDrafter = Drafter | PreTrainedModel | str | PathLike[str]
 DrafterLike = OneDrafter | list[OneDrafter] | tuple[OneDrafter, ...] | None
 TreeLike = Shape | Adaptive | int | str
+_Value = TypeVar("_Value")
 
 
 class Choice(NamedTuple):
@@ -77,18 +81,43 @@ def choose(
 
 
 def resolve_tree(tree: TreeLike) -> Shape | Adaptive:
-    """The largest tree that a ``tree=`` argument means.
+    """The largest tree that a ``tree=`` argument means: an int is a chain of that many tokens. As
+    text also ``"3,2,1"``, children per level; ``"dynamic:16"``, ``"dynamic:16,8"`` or
+    ``"dynamic:16,8,4"``, a :class:`Dynamic` of that budget, depth (default: the budget) and width;
+    ``"auto"``.
 
     Raises:
-        ValueError: it means none.
+        ValueError: it means none, or one that is too large.
     """
-    if isinstance(tree, str):
-        if tree != "auto":
-            raise ValueError(
-                f'tree={tree!r}: expected "auto", a number of tokens, a tree or an Adaptive'
-            )
+    if isinstance(tree, int):
+        return chain(tree)
+    if not isinstance(tree, str):
+        return tree
+    if tree == "auto":
         return Adaptive()
-    return chain(tree) if isinstance(tree, int) else tree
+    name, colon, rest = tree.partition(":")
+    try:
+        numbers = [int(part) for part in (rest if colon else tree).split(",")]
+    except ValueError:
+        numbers = []
+    if colon and name == "dynamic" and 1 <= len(numbers) <= 3 and min(numbers) > 0:
+        budget, depth, width = (*numbers, *(numbers[0], 4)[len(numbers) - 1 :])
+        return _small(tree, Dynamic(budget, depth, width), budget)
+    if colon or not numbers or min(numbers) < (0 if len(numbers) == 1 else 1):
+        raise ValueError(
+            f"{tree}: expected a number of tokens to draft in a line, such as 4, the children per "
+            "level, such as 3,2,1, dynamic:16,8,4 for budget, depth and width, or auto"
+        )
+    if len(numbers) == 1:
+        return chain(_small(tree, numbers[0], numbers[0]))
+    nodes = sum(math.prod(numbers[:depth]) for depth in range(1, len(numbers) + 1))
+    return static(_small(tree, numbers, nodes))
+
+
+def _small(tree: str, value: _Value, nodes: int) -> _Value:
+    if nodes > MAX_TREE:
+        raise ValueError(f"{tree} has {nodes} drafted tokens, at most {MAX_TREE} are allowed")
+    return value
 
 
 def resolve_drafter(drafter: DrafterLike, model: PreTrainedModel) -> Drafter | None:

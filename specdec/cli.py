@@ -18,6 +18,7 @@ from specdec.commands.demo import DemoCommand, demo
 from specdec.commands.doctor import doctor
 from specdec.commands.export import export
 from specdec.commands.generate import generate
+from specdec.eval.bench import bench
 from specdec.eval.calibrate import calibrate
 from specdec.training.distill import distill
 from specdec.training.probe import train_probe
@@ -50,6 +51,7 @@ app.command(cls=DemoCommand)(demo)
 app.command()(generate)
 app.command()(audit)
 app.command()(doctor)
+app.command()(bench)
 app.command()(distill)
 app.command()(calibrate)
 app.command()(train_probe)

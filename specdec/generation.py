@@ -74,9 +74,9 @@ def generate(
             drafts are merged.
             Without it ``assistant_model=`` and ``prompt_lookup_num_tokens=`` say who drafts, as for
             ``model.generate``; without these the model decodes plainly.
-        tree: the largest tree to draft; an int is a chain of that many tokens. An
-            :class:`Adaptive` drafts as much as pays and remembers from call to call what does;
-            ``"auto"`` is a new one.
+        tree: the largest tree to draft; an int is a chain of that many tokens, a text as on the
+            command line: ``"3,2,1"``, ``"dynamic:16"``. An :class:`Adaptive` drafts as much as
+            pays and remembers from call to call what does; ``"auto"`` is a new one.
         acceptance: ``"lossless"``: greedy answers are those of ``model.generate``, sampled ones
             follow the same distribution. A :class:`Relaxed`, or the path of a policy file that
             ``specdec calibrate`` has written: they may differ, within its bound, where the image

@@ -13,9 +13,10 @@ from transformers import PreTrainedModel, T5Config, T5ForConditionalGeneration
 from transformers.generation.streamers import BaseStreamer
 
 import specdec
-from specdec.choice import choose
+from specdec.choice import choose, resolve_tree
 from specdec.drafters import TextOnlyDrafter
 from specdec.drafters.loading import save_drafter
+from specdec.tree import Dynamic, Shape, chain, static
 from support import families, processors
 
 GREEDY: dict[str, Any] = {"max_new_tokens": 16, "do_sample": False, "eos_token_id": None}
@@ -173,3 +174,33 @@ def test_several_processes_are_refused(
     monkeypatch.setattr(torch.distributed, "get_world_size", lambda: 2)
     with pytest.raises(ValueError, match="synced_gpus"):
         specdec.generate(model, ids, **GREEDY, synced_gpus=True)
+
+
+@pytest.mark.parametrize(
+    ("text", "shape"),
+    [
+        ("0", chain(0)),
+        ("4", chain(4)),
+        ("3,2,1", static((3, 2, 1))),
+        ("dynamic:16", Dynamic(16, 16, 4)),
+        ("dynamic:16,8", Dynamic(16, 8, 4)),
+        ("dynamic:16,8,2", Dynamic(16, 8, 2)),
+    ],
+)
+def test_trees_have_names(text: str, shape: Shape) -> None:
+    """Budget, depth and width in another order would make other trees."""
+    assert resolve_tree(text) == shape
+
+
+@pytest.mark.parametrize(
+    "text", ["best", "", "-1", "2,0", "dynamic:", "dynamic:0", "dynamic:1,2,3,4", "static:4"]
+)
+def test_what_is_no_tree_is_refused(text: str) -> None:
+    with pytest.raises(ValueError, match="expected a number of tokens"):
+        resolve_tree(text)
+
+
+@pytest.mark.parametrize("text", ["257", "16,16,16", "dynamic:300"])
+def test_trees_that_no_step_can_pay_are_refused(text: str) -> None:
+    with pytest.raises(ValueError, match="at most 256 are allowed"):
+        resolve_tree(text)

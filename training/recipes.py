@@ -46,9 +46,15 @@ def read_recipe(recipe: str) -> dict[str, Any]:
         found = yaml.safe_load(file.read_text(encoding="utf-8"))
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ValueError(f"recipe {recipe} is no YAML: {error}") from error
-    if not isinstance(found, dict) or any(isinstance(v, (dict, list)) for v in found.values()):
+    if not isinstance(found, dict) or not all(map(_is_option, found.values())):
         raise ValueError(f"recipe {recipe}: expected lines such as 'answers: 4096'")
     return {str(name).replace("-", "_"): value for name, value in found.items()}
+
+
+def _is_option(value: object) -> bool:
+    """Whether an option can have this value, or these, if it may be repeated."""
+    every = value if isinstance(value, list) else [value]
+    return not any(isinstance(each, (dict, list)) for each in every)
 
 
 def use_recipe(context: typer.Context, recipe: str | None) -> str | None:

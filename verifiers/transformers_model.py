@@ -123,6 +123,11 @@ class TransformersVerifier:
         return weakref.ref(self.model), self.gives, self.taps
 
     @property
+    def bytes_taken(self) -> int:
+        """What keys and values take now."""
+        return self._paged.kv.bytes_taken
+
+    @property
     def model_seconds(self) -> float:
         """Seconds inside the model's forward over trees."""
         return self._paged.seconds - self._prefiller.seconds

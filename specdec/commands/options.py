@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -15,9 +14,7 @@ if TYPE_CHECKING:
     import torch
 
     from specdec.engine import Adaptive
-    from specdec.tree import Topology
-
-MAX_TREE = 256  # nodes; a step over more costs more than any of them can save
+    from specdec.tree import Shape
 
 
 class Precision(StrEnum):
@@ -65,9 +62,9 @@ DrafterOption = Annotated[
 TreeOption = Annotated[
     str,
     typer.Option(
-        metavar="K|A,B,…|auto",
+        metavar="K|A,B,…|dynamic:N|auto",
         help="Largest draft: a line of K tokens; or A children, B children of each of them, …; or "
-        "as much as is seen to pay.",
+        "the N tokens that the drafter is surest of; or as much as is seen to pay.",
     ),
 ]
 LengthOption = Annotated[int, typer.Option(min=1, help="Longest answer.")]
@@ -109,29 +106,15 @@ def check_acceptance(text: str) -> str:
     return text
 
 
-def parse_tree(text: str) -> Topology | Adaptive:
-    """The tree that `--tree` means: `4` is a chain of four tokens, `3,2,1` children per level,
-    `auto` what pays.
+def parse_tree(text: str) -> Shape | Adaptive:
+    """The tree that `--tree` means, see :func:`specdec.choice.resolve_tree`.
 
     Raises:
         UserError: it means none, or one that is too large.
     """
-    from specdec.engine import Adaptive
-    from specdec.tree import chain, static
+    from specdec.choice import resolve_tree
 
-    if text == "auto":
-        return Adaptive()
     try:
-        widths = [int(part) for part in text.split(",")]
-    except ValueError:
-        widths = []
-    if not widths or min(widths) < (0 if len(widths) == 1 else 1):
-        raise UserError(
-            f"--tree {text}: expected a number of tokens to draft in a line, such as 4, "
-            "the children per level, such as 3,2,1, or auto"
-        )
-    levels = [1] * widths[0] if len(widths) == 1 and widths[0] <= MAX_TREE else widths
-    nodes = sum(math.prod(levels[:depth]) for depth in range(1, len(levels) + 1))
-    if nodes > MAX_TREE:
-        raise UserError(f"--tree {text} has {nodes} drafted tokens, at most {MAX_TREE} are allowed")
-    return chain(widths[0]) if len(widths) == 1 else static(widths)
+        return resolve_tree(text)
+    except ValueError as error:
+        raise UserError(f"--tree {error}") from error
