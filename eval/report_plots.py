@@ -44,15 +44,13 @@ def _panels(methods: Sequence[Json]) -> list[Panel]:
     found = groups(methods)
     panels = []
     for at, members in found.items():
-        named = titled("", at, found)
         if len(members) <= SERIES:
-            panels.append(Panel(named, members))
+            panels.append(Panel(titled("", at, found), members))
             continue
         parts = _packed(members)
-        panels += [
-            Panel(f"{named} ({place + 1} of {len(parts)})".strip(), part)
-            for place, part in enumerate(parts)
-        ]
+        for place, part in enumerate(parts):
+            which = f"Part {place + 1} of {len(parts)}"
+            panels.append(Panel(titled(which, at, found), part))
     return panels
 
 

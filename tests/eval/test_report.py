@@ -225,6 +225,13 @@ def test_headline_is_lossless_ours_and_right(record: Record) -> None:
     assert found is not None
     assert found["name"] == "ngram, chain of 4"
     assert "1 wrong" in render(changed)
+    uncompared = copy.deepcopy(record)
+    for each in uncompared["methods"]:
+        each["gate"] = None
+    found = report_tables.best(uncompared)
+    assert found is not None
+    assert found["name"] == "eagle-shared, chain of 4"
+    assert "not compared one by one" in report_tables.headline(uncompared)
     rival = bench_records.method("somebody else’s", 3.0, ours=False)
     changed["methods"].append(rival)
     assert "somebody else’s is faster: 3.00" in report_tables.headline(changed)
