@@ -35,6 +35,7 @@ KERNEL = "tests/kernels/test_tree_attention.py"
 BESIDE = "tests/kernels/test_beside.py"
 ENGINE = "tests/engine tests/test_generation.py tests/verifiers"
 GUARDS = "tests/test_guards.py"
+REPORT = "tests/eval/test_report.py"
 EXPORT = "tests/drafters/test_eagle_export.py"
 BUGS = (
     # Masks and positions.
@@ -1229,6 +1230,91 @@ BUGS = (
         "        _READ[key] = size, _read(tokenizer)\n",
         "        _READ[key] = size, _read(tokenizer)\n        _READ[-key] = tokenizer\n",
         GUARDS,
+    ),
+    # Reports of benchmarks, and what became worse.
+    Bug(
+        "a report's text is markup",
+        "eval/report_html.py",
+        'html.escape(text.encode("utf-8", "replace").decode("utf-8"))',
+        'text.encode("utf-8", "replace").decode("utf-8")',
+        REPORT,
+    ),
+    Bug(
+        "a report's attributes are markup",
+        "eval/report_html.py",
+        "escaped(value) if isinstance(value, str)",
+        "value if isinstance(value, str)",
+        REPORT,
+    ),
+    Bug(
+        "a report shows any image",
+        "eval/report_answers.py",
+        "if _IMAGE.fullmatch(source)",
+        "if source",
+        REPORT,
+    ),
+    Bug(
+        "a report stumbles over half an emoji",
+        "eval/report_html.py",
+        '"replace"',
+        '"strict"',
+        REPORT,
+    ),
+    Bug(
+        "steps that drafted nothing count by position",
+        "eval/report_plots.py",
+        ' - (acceptance.get("num_plain_steps") or 0)',
+        "",
+        REPORT,
+    ),
+    Bug(
+        "a relaxed method is the headline",
+        "eval/report_tables.py",
+        '        if method["lossless"]\n        and method.get("ours")',
+        '        if method.get("ours")',
+        REPORT,
+    ),
+    Bug(
+        "a wrong method is the headline",
+        "eval/report_tables.py",
+        '        and not number(method, "gate", "wrong")\n',
+        "",
+        REPORT,
+    ),
+    Bug(
+        "a part of the drawn methods is lost",
+        "eval/report_plots.py",
+        "range(0, len(members), SERIES)",
+        "range(0, min(len(members), SERIES), SERIES)",
+        REPORT,
+    ),
+    Bug(
+        "medians that differ are regressions",
+        "eval/regressions.py",
+        "changed = after.low > before.high or after.high < before.low",
+        "changed = after.median != before.median",
+        "tests/eval/test_regressions.py",
+    ),
+    Bug(
+        "methods are compared across batch sizes",
+        "eval/bench_record.py",
+        'return method["name"], setting(method)',
+        'return method["name"], Setting(1, 0.0)',
+        "tests/eval/test_regressions.py",
+    ),
+    Bug(
+        "a method that is refused now is no worse",
+        "eval/regressions.py",
+        "Verdict.SAME if was is not None else Verdict.WORSE",
+        "Verdict.SAME",
+        "tests/eval/test_regressions.py",
+    ),
+    Bug(
+        "times are compared across machines",
+        "eval/regressions.py",
+        "_exactly(own / plain)",
+        "_exactly(own)",
+        "tests/eval/test_regressions.py",
     ),
 )
 

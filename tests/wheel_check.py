@@ -99,7 +99,8 @@ def expected_members() -> set[str]:
         top = name.parts[0]
         if top not in folders or "__pycache__" in name.parts:
             continue
-        if name.suffix == ".py" or name.parts[:2] == ("specdec", "assets"):
+        module_or_page = name.suffix in {".py", ".html", ".css", ".js"}
+        if module_or_page or name.parts[:2] == ("specdec", "assets"):
             members.add(str(Path(*folders[top].split("."), *name.parts[1:])))
     return members
 
