@@ -8,6 +8,7 @@ token. Times between tokens are those at which a caller sees them: tokens of one
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from itertools import pairwise
 from typing import Any  # JSON values
 
 import numpy as np
@@ -17,7 +18,6 @@ from specdec.eval.timing import ratio
 from specdec.stats import AcceptanceStats
 
 Runs = Sequence[tuple[int, Ran]]  # of one method: number of the batch, and what came of it
-Score = Callable[[int, int, Ran], float | None]  # of a row of a batch
 
 
 def figures(
@@ -37,7 +37,7 @@ def figures(
     stats = _merged(runs)
     answers = [answer for _, ran in runs for answer in ran.answers]
     timed = [answer.times for answer in answers if answer.times]
-    gaps = [b - a for times in timed for a, b in zip(times, times[1:], strict=False)]
+    gaps = [b - a for times in timed for a, b in pairwise(times)]
     return {
         "questions": len(answers),
         "tokens": tokens,

@@ -209,7 +209,8 @@ class Controller:
             measured.costs.see_plain(batch, seconds)
             measured.paused()
             self._since_plain = 0
-            self._age = _PATIENCE
+            if measured.drafts:  # its time may change what pays
+                self._age = _PATIENCE
             if self._probe is not None and self._kind == "probe":
                 self._end_probe(self._probe)  # nobody may draft
             return

@@ -388,5 +388,5 @@ def test_enabled_remembers_as_long_as_it_lasts(
 
 
 def test_a_tree_that_is_none_is_refused(model: PreTrainedModel) -> None:
-    with pytest.raises(ValueError, match="best: expected a number of tokens.*or auto"):
+    with pytest.raises(ValueError, match=r"best: expected a number of tokens.*or auto"):
         specdec.generate(model, torch.ones(1, 4, dtype=torch.long), tree="best")
