@@ -140,7 +140,7 @@ def show(console: Console, changes: Sequence[Change], warnings: Sequence[str] = 
         last = change.method
     console.print(table)
     worse = sum(change.verdict is Verdict.WORSE for change in changes)
-    console.print(f"{worse} figure{'s' * (worse != 1)} became worse" if worse else "no regression")
+    console.print(f"{worse} regression{'s' * (worse != 1)}" if worse else "no regression")
     return worse > 0
 
 
@@ -229,7 +229,7 @@ _FIGURES = (
     _Figure("τ", _plain("overall", "acceptance", "mean_acceptance_length")),
     _Figure("η", _plain("efficiency")),
     _Figure("fidelity", _plain("overall", "fidelity", "score")),
-    _Figure("time a token / the reference's", _relative_time, more_is_better=False),
+    _Figure("time a token, relative", _relative_time, more_is_better=False),
     # A wrong answer is no matter of noise.
     _Figure("wrong answers", _plain("gate", "wrong"), more_is_better=False, slack=0.0),
 )
