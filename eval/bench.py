@@ -128,12 +128,13 @@ def bench(
             batches=tuple(batch or (1,)),
             temperatures=tuple(temperature or (0.0,)),
             dtype=dtype,
+            device=device,
             max_new_tokens=max_new_tokens,
             rounds=rounds,
             bound=0.0 if dtype == "fp32" else bound,
             shown=shown,
         )
-        _run(console, plan, device, out, resume=resume)
+        _run(console, plan, out, resume=resume)
     except ValueError as error:
         raise typer.BadParameter(str(error)) from error
     except GateError as error:
@@ -149,21 +150,19 @@ def _drafters(model: str) -> list[str]:
     return [*found, *map(str, (suite.DRAFTER, *suite.EAGLES))] if model == "demo" else found
 
 
-def _run(console: Console, plan: Plan, device: str, out: Path | None, *, resume: bool) -> None:
+def _run(console: Console, plan: Plan, out: Path | None, *, resume: bool) -> None:
     from specdec.eval import bench_table
     from specdec.eval.bench_session import Session
     from specdec.eval.report import write_report
     from specdec.files import write_json
 
-    if out is not None and (out / "bench.json").exists() and not resume:
-        raise ValueError(f"{out} holds a benchmark already; give another folder")
     began, started = time.perf_counter(), datetime.now(UTC).isoformat(timespec="seconds")
     with ExitStack() as stack:
-        if out is None:
-            work = Path(stack.enter_context(tempfile.TemporaryDirectory()))
-        else:
-            work = out / "unfinished"
-        session = Session(plan, device, work, resume=resume)
+        folder = out or Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        work = folder / "unfinished"
+        session = Session(plan, folder, work, resume=resume)
+        for each in session.questions.skipped:
+            console.print(f"left out: {each.where}: {each.why}")
         record: dict[str, Any] = {
             "schema": "specdec.bench/1",
             "command": shlex.join(["specdec", *sys.argv[1:]]),
@@ -184,8 +183,9 @@ def _compare(console: Console, before: Path, after: Path) -> None:
     from specdec.eval.bench_record import read_record
 
     try:
-        changes = regressions.compare(read_record(before), read_record(after))
+        old, new = read_record(before), read_record(after)
     except ValueError as error:
         raise typer.BadParameter(str(error)) from error
-    if regressions.show(console, changes):
+    changes = regressions.compare(old, new)
+    if regressions.show(console, changes, regressions.differences(old, new)):
         raise typer.Exit(1)

@@ -76,7 +76,7 @@ class Plan:
         drafters, trees, policies: every one with every other.
         rivals: of :data:`RIVALS`, with the first text-only drafter among ``drafters``.
         batches, temperatures: likewise.
-        dtype: of the verifier.
+        dtype, device: of the verifier.
         max_new_tokens: longest answer.
         rounds: times each question is answered.
         bound: gap in logits below which two tokens count as tied; 0 in fp32.
@@ -95,6 +95,7 @@ class Plan:
     batches: tuple[int, ...]
     temperatures: tuple[float, ...]
     dtype: str
+    device: str
     max_new_tokens: int
     rounds: int
     bound: float

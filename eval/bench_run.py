@@ -1,8 +1,8 @@
 """Runs a benchmark: gate, then every method on every batch of questions in turn, written down after
 each batch so that it can be gone on with. Knows nothing of figures or tables.
 
-In the folder of a run: ``plan.json``, and ``runs.jsonl`` with a line for each batch that all
-methods of a group have answered.
+In the folder of a run lies ``runs.jsonl`` with a line for each batch that all methods of a group
+have answered.
 """
 
 from __future__ import annotations
@@ -19,7 +19,6 @@ from specdec.eval.bench_methods import Answer, Inputs, Methods, Ran
 from specdec.eval.bench_plan import Contender, Plan
 from specdec.eval.comparison import GateError
 from specdec.eval.timing import Check, Said, check
-from specdec.files import write_json
 from specdec.stats import AcceptanceStats
 from specdec.training.prompts import Asked
 
@@ -61,28 +60,6 @@ def batches_of(asked: Sequence[Asked], size: int) -> list[list[int]]:
         ring = numbers * (1 + size)
         found += [ring[start : start + size] for start in range(0, len(numbers), size)]
     return sorted(found)
-
-
-def claim(folder: Path, plan: Plan, *, resume: bool) -> None:
-    """Take a folder for a run of this plan, or go on in it.
-
-    Raises:
-        ValueError: it is taken, or was begun with another plan.
-    """
-    file = folder / "plan.json"
-    current = json.loads(json.dumps(plan.public()))
-    if file.is_file():
-        if not resume:
-            raise ValueError(f"{folder} holds an unfinished run; go on with --resume, or remove it")
-        before = json.loads(file.read_text(encoding="utf-8"))
-        if odd := [name for name in current if before.get(name) != current[name]]:
-            name = odd[0]
-            raise ValueError(
-                f"{folder} was begun with {name} {before.get(name)!r}, now it is "
-                f"{current[name]!r}; give the same options, or another folder"
-            )
-    folder.mkdir(parents=True, exist_ok=True)
-    write_json(file, current)
 
 
 def measure(

@@ -19,6 +19,7 @@ from specdec.eval.questions import load
 from specdec.eval.record import machine
 from specdec.training import worth
 from specdec.training.answers import Teacher
+from specdec.training.claims import claim_run
 from specdec.tree import Topology
 
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
@@ -31,7 +32,7 @@ class Session:
 
     Args:
         plan: what to measure.
-        device: of the verifier.
+        out: folder of the results, which is this run's alone.
         work: folder in which every batch is written down.
         resume: go on with what it holds.
 
@@ -39,18 +40,18 @@ class Session:
         ValueError: something that the plan names cannot be had, or does not go together.
     """
 
-    def __init__(self, plan: Plan, device: str, work: Path, *, resume: bool) -> None:
+    def __init__(self, plan: Plan, out: Path, work: Path, *, resume: bool) -> None:
         self.machine = machine()
         self.plan = plan
-        bench_run.claim(work, plan, resume=resume)
         self.work = work
         folder = suite.MODEL if plan.model == "demo" else Path(plan.model)
         self.model, self.processor = suite.load_verifier(folder, DTYPES[plan.dtype])
         moved: Any = self.model  # `to` is not declared as it is
-        moved.to(device)
+        moved.to(plan.device)
         self.questions = load(plan.data, count=plan.count, seed=plan.seed, tasks=plan.tasks)
         self.methods = Methods(self.model, plan)
         self._inputs: dict[tuple[int, ...], Inputs] = {}
+        claim_run(plan.public(), out, work, resume=resume)
 
     def encode(self, numbers: Sequence[int]) -> Inputs:
         """What the model takes for these questions."""
@@ -81,11 +82,11 @@ class Session:
                 "device": str(self.model.device),
             },
             "questions": {
-                "source": self.questions.source,
+                "source": _public(self.questions.source),
                 "count": len(asked),
                 "seed": plan.seed,
                 "tasks": self.questions.tasks,
-                "skipped": len(self.questions.skipped),
+                "skipped": [each._asdict() for each in self.questions.skipped],
             },
             "settings": {
                 "max_new_tokens": plan.max_new_tokens,
@@ -146,3 +147,8 @@ class Session:
         if each.name in group.refused:
             return None
         return self.methods.memory(each, self.encode(group.batches[0]))
+
+
+def _public(source: str) -> str:
+    """A source without the folders that it lies in."""
+    return Path(source).name if Path(source).exists() else source
