@@ -78,10 +78,10 @@ test-gpu: $(DEV_STAMP)
 		echo "make test-gpu: torch sees no CUDA device here, so no GPU test was run" >&2; exit 1; \
 	fi
 
-# The variable silences a notice of mkdocs-material's about releases of mkdocs to come.
+# Not --quiet: it would let warnings pass. The variable silences a notice of mkdocs-material's.
 docs: $(DOCS_STAMP) links
-	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet $(ARGS)
-	@echo "open site/index.html"
+	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict $(ARGS)
+	@echo "site/index.html"
 
 dev: $(DEV_STAMP) links
 	@if [ -e .git ]; then $(BIN)/pre-commit install; fi
