@@ -18,6 +18,7 @@ MARK := $(VENV)/.made-for-specdec
 CHECKOUT := $(firstword $(shell pwd | cksum))
 USER_STAMP := $(VENV)/.specdec-user-$(CHECKOUT)
 DEV_STAMP := $(VENV)/.specdec-dev-$(CHECKOUT)
+DOCS_STAMP := $(VENV)/.specdec-docs-$(CHECKOUT)
 
 has_torch = $(shell $(BIN)/python -c 'import importlib.util as u; print(u.find_spec("torch") and 1 or "")' 2>/dev/null)
 CONSTRAINTS ?= $(if $(wildcard $(MARK)),constraints.txt,$(if $(has_torch),,constraints.txt))
@@ -27,7 +28,8 @@ INSTALL = $(PIP) install $(if $(CI)$(has_torch),--quiet) $(if $(CONSTRAINTS),--c
 
 LINKED := drafters verifiers training eval
 
-.PHONY: help demo test test-min test-gpu dev check lint types imports wheel bench train-demo links clean
+.PHONY: help demo test test-min test-gpu dev check lint types imports wheel bench train-demo docs links \
+	clean
 .DEFAULT_GOAL := help
 
 help:
@@ -36,6 +38,7 @@ help:
 	@echo "make test-min    the same with the oldest torch and transformers that are supported"
 	@echo "make bench       speed against transformers' generate, in one interleaved run"
 	@echo "make train-demo  trains the demo's models from nothing, into runs/; resumes where it stopped"
+	@echo "make docs        the documentation as a site, in site/"
 	@echo "make test-gpu    the tests that need a CUDA device"
 	@echo "make dev         set up for development"
 	@echo "make check       lint, types, direction of imports, the built wheel"
@@ -75,6 +78,11 @@ test-gpu: $(DEV_STAMP)
 		echo "make test-gpu: torch sees no CUDA device here, so no GPU test was run" >&2; exit 1; \
 	fi
 
+# Not --quiet: it would let warnings pass. The variable silences a notice of mkdocs-material's.
+docs: $(DOCS_STAMP) links
+	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict $(ARGS)
+	@echo "site/index.html"
+
 dev: $(DEV_STAMP) links
 	@if [ -e .git ]; then $(BIN)/pre-commit install; fi
 
@@ -99,7 +107,7 @@ links:
 		[ -L specdec/$$name ] || ln -s ../$$name specdec/$$name; done
 
 clean:
-	rm -rf build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+	rm -rf build dist site *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
 	rm -f $(addprefix specdec/,$(LINKED))
 
 $(BIN)/python:
@@ -118,3 +126,8 @@ $(DEV_STAMP): pyproject.toml $(CONSTRAINTS) | $(BIN)/python
 	@rm -f $(VENV)/.specdec-*
 	$(INSTALL) '.[dev]'
 	@touch $(USER_STAMP) $@
+
+$(DOCS_STAMP): pyproject.toml $(CONSTRAINTS) | $(USER_STAMP)
+	@echo "installing what builds the documentation into $(VENV)"
+	$(INSTALL) '.[docs]'
+	@touch $@

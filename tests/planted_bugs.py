@@ -16,7 +16,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 ROOT = Path(__file__).resolve().parent.parent
-FOLDERS = ("specdec", "drafters", "verifiers", "training", "eval", "tests")
+FOLDERS = ("specdec", "drafters", "verifiers", "training", "eval", "tests", "docs", "examples")
+FILES = ("pyproject.toml", "README.md", "CONTRIBUTING.md", "Makefile", "mkdocs.yml")
 MAPPED = ("drafters", "verifiers", "training", "eval")
 
 
@@ -36,6 +37,7 @@ BESIDE = "tests/kernels/test_beside.py"
 ENGINE = "tests/engine tests/test_generation.py tests/verifiers"
 GUARDS = "tests/test_guards.py"
 REPORT = "tests/eval/test_report.py"
+DOCS = "tests/docs"
 EXPORT = "tests/drafters/test_eagle_export.py"
 BUGS = (
     # Masks and positions.
@@ -1315,6 +1317,20 @@ BUGS = (
         "_exactly(own / plain)",
         "_exactly(own)",
         "tests/eval/test_regressions.py",
+    # Documentation.
+    Bug(
+        "bars are as long as the intervals' ends",
+        "eval/readme_figure.py",
+        'for key in ("median", "low", "high"))',
+        'for key in ("high", "low", "median"))',
+        "tests/eval/test_readme_figure.py",
+    ),
+    Bug(
+        "an option is renamed, and the documentation has the old name",
+        "eval/never_slower.py",
+        "    questions: Annotated[int, typer.Option(min=1",
+        '    questions: Annotated[int, typer.Option("--each", min=1',
+        DOCS,
     ),
 )
 
@@ -1340,7 +1356,8 @@ def _plant(bug: Bug, copy: Path) -> str:
     for name in FOLDERS:
         links = shutil.ignore_patterns(*MAPPED, "__pycache__") if name == "specdec" else None
         shutil.copytree(ROOT / name, copy / name, ignore=links)
-    shutil.copy(ROOT / "pyproject.toml", copy)
+    for name in FILES:
+        shutil.copy(ROOT / name, copy)
     for name in MAPPED:
         (copy / "specdec" / name).symlink_to(copy / name)
     file = copy / bug.file
