@@ -1317,6 +1317,7 @@ BUGS = (
         "_exactly(own / plain)",
         "_exactly(own)",
         "tests/eval/test_regressions.py",
+    ),
     # Documentation.
     Bug(
         "bars are as long as the intervals' ends",
