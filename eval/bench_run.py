@@ -13,11 +13,12 @@ from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from specdec.eval.bench_methods import Answer, Inputs, Methods, Ran
 from specdec.eval.bench_plan import Contender, Plan
 from specdec.eval.comparison import GateError
+from specdec.eval.efficiency import Times
 from specdec.eval.timing import Check, Said, check
 from specdec.stats import AcceptanceStats
 from specdec.training.prompts import Asked
@@ -68,12 +69,15 @@ def measure(
     asked: Sequence[Asked],
     encode: Callable[[Sequence[int]], Inputs],
     folder: Path,
+    bare: Callable[[int], Times],
     told: Callable[[int, int], None] = lambda done, of: None,
-) -> list[Group]:
-    """All groups, those batches that ``folder`` holds taken from there.
+) -> tuple[list[Group], list[Times]]:
+    """All groups, those batches that ``folder`` holds taken from there, and what bare forwards take
+    behind single questions, timed beside these.
 
     Args:
         encode: what the model takes for these questions.
+        bare: times forwards behind a question.
         told: called with how many batches of how many are done.
 
     Raises:
@@ -92,14 +96,16 @@ def measure(
             for number in range(len(group.batches)):
                 cell = f"{place}.{turn}.{number}"
                 if cell not in kept:
-                    kept[cell] = dict(_answered(methods, plan, group, encode, turn, number))
+                    runs = dict(_answered(methods, plan, group, encode, turn, number))
+                    first = place == turn == 0 and len(group.batches[number]) == 1
+                    kept[cell] = Cell(runs, bare(group.batches[number][0]) if first else {})
                     _append(folder / "runs.jsonl", cell, kept[cell])
-                for name, ran in kept[cell].items():
+                for name, ran in kept[cell].runs.items():
                     group.runs[name].append((number, ran))
                 done += 1
                 told(done, total)
         _gate(methods, plan, group, encode, group.runs)
-    return groups
+    return groups, [cell.forwards for cell in kept.values() if cell.forwards]
 
 
 def _answered(
@@ -175,25 +181,33 @@ def _gate(
             )
 
 
-def _append(file: Path, cell: str, runs: dict[str, Ran]) -> None:
+class Cell(NamedTuple):
+    """A batch that all methods of a group have answered, and bare forwards behind its question."""
+
+    runs: dict[str, Ran]
+    forwards: Times
+
+
+def _append(file: Path, name: str, cell: Cell) -> None:
     """Write a batch down, at once and for good."""
     values = {
-        name: {
+        method: {
             "answers": [answer._asdict() for answer in ran.answers],
             "seconds": ran.seconds,
             "stats": None if ran.stats is None else ran.stats.to_dict(),
         }
-        for name, ran in runs.items()
+        for method, ran in cell.runs.items()
     }
+    line = {"cell": name, "runs": values, "forwards": cell.forwards}
     with file.open("a", encoding="utf-8") as out:
-        out.write(json.dumps({"cell": cell, "runs": values}) + "\n")
+        out.write(json.dumps(line) + "\n")
         out.flush()
         os.fsync(out.fileno())
 
 
-def _kept(file: Path) -> dict[str, dict[str, Ran]]:
+def _kept(file: Path) -> dict[str, Cell]:
     """What was written down; a last line that was cut short is not there."""
-    found: dict[str, dict[str, Ran]] = {}
+    found: dict[str, Cell] = {}
     lines = file.read_bytes().splitlines(keepends=True) if file.is_file() else []
     whole = [line for line in lines if line.endswith(b"\n")]
     if len(whole) < len(lines):
@@ -202,7 +216,8 @@ def _kept(file: Path) -> dict[str, dict[str, Ran]]:
         unfinished.replace(file)
     for line in whole:
         values = json.loads(line)
-        found[values["cell"]] = {name: _ran(value) for name, value in values["runs"].items()}
+        runs = {name: _ran(value) for name, value in values["runs"].items()}
+        found[values["cell"]] = Cell(runs, values["forwards"])
     return found
 
 

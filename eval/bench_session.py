@@ -14,7 +14,7 @@ from specdec.eval.bench_methods import Inputs, Methods
 from specdec.eval.bench_plan import REFERENCE, Contender, Plan
 from specdec.eval.bench_run import WARM_UP, Group
 from specdec.eval.bench_summary import Texts, entry, shown
-from specdec.eval.efficiency import Forwards, bare_forwards
+from specdec.eval.efficiency import Times, bare_forwards, summed_up
 from specdec.eval.questions import load
 from specdec.eval.record import machine
 from specdec.training import worth
@@ -23,7 +23,6 @@ from specdec.training.claims import claim_run
 from specdec.tree import Topology
 
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
-_FORWARDS = 12  # questions that bare forwards are timed behind
 _WATCHED = 20  # questions on which it is told what tokens depend on
 
 
@@ -68,9 +67,10 @@ class Session:
             GateError: tokens of a lossless greedy method are not the reference's.
         """
         plan, asked = self.plan, self.questions.asked
-        groups = bench_run.measure(self.methods, plan, asked, self.encode, self.work, told)
-        single = [self.encode([number]) for number in range(len(asked))]
-        forwards = self._forwards(single[:: max(1, len(single) // _FORWARDS)])
+        groups, times = bench_run.measure(
+            self.methods, plan, asked, self.encode, self.work, self._bare, told
+        )
+        forwards = summed_up(times)
         texts, modalities = Texts(self.processor.tokenizer), self._modalities()
         return {
             "machine": self.machine,
@@ -95,7 +95,7 @@ class Session:
                 "tie_bound_logits": plan.bound,
                 "bootstrap": {"resamples": 2000, "seed": plan.seed},
             },
-            "forwards": forwards.to_dict(self.methods.labels),
+            "forwards": None if forwards is None else forwards.to_dict(self.methods.labels),
             "reference": REFERENCE,
             "methods": [
                 entry(
@@ -115,11 +115,12 @@ class Session:
             "answers": shown(groups, self.questions, texts, plan.shown),
         }
 
-    def _forwards(self, asked: Sequence[Inputs]) -> Forwards:
+    def _bare(self, question: int) -> Times:
         """Bare forwards over as many tokens as the plan's trees have."""
         shapes = [resolve_tree(tree) for tree in self.plan.trees]
         nodes = {len(shape) for shape in shapes if isinstance(shape, Topology)} - {1}
-        return bare_forwards(self.model, self.methods.drafters, asked, sorted(nodes))
+        inputs = self.encode([question])
+        return bare_forwards(self.model, self.methods.drafters, inputs, sorted(nodes))
 
     def _modalities(self) -> Mapping[str, Any]:
         """By drafter how many of its first choices were right, of tokens that depend on the image

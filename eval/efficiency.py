@@ -22,7 +22,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel
 
-from specdec.drafters import EnsembleDrafter, NgramDrafter, TextOnlyDrafter
+from specdec.drafters import NgramDrafter, TextOnlyDrafter
 from specdec.drafters.eagle import EagleDrafter
 from specdec.drafters.eagle_head import EagleHead
 from specdec.eval.bench_methods import Inputs
@@ -31,7 +31,7 @@ from specdec.stats import AcceptanceStats
 from specdec.tree import Topology
 from specdec.verifiers.spec import read_spec
 
-REPEATS = 5
+REPEATS = 3
 
 
 class Forwards(NamedTuple):
@@ -60,21 +60,20 @@ class Forwards(NamedTuple):
         }
 
 
+Times = dict[str, list[float]]  # milliseconds of each kind of forward
+
+
 @torch.no_grad()
 def bare_forwards(
-    model: PreTrainedModel,
-    drafters: Mapping[str, Drafter],
-    asked: Sequence[Inputs],
-    nodes: Sequence[int],
-) -> Forwards:
-    """Time them behind these prompts, single rows.
+    model: PreTrainedModel, drafters: Mapping[str, Drafter], inputs: Inputs, nodes: Sequence[int]
+) -> Times:
+    """Time them behind a prompt, a single row.
 
     Args:
         drafters: by name.
         nodes: numbers of tokens that a verifier's forward is timed with.
     """
-    times: dict[str, list[float]] = {}
-    visual = read_spec(model).visual_token_ids
+    times: Times = {}
 
     def timed(name: str, run: Callable[[], object]) -> None:
         if model.device.type == "cuda":
@@ -91,31 +90,41 @@ def bare_forwards(
             timed(name, partial(network, input_ids=ids, past_key_values=cache, use_cache=True))
             cache.crop(-count)
 
-    for inputs in asked:
-        cache = DynamicCache()
-        how = {**inputs, "past_key_values": cache, "use_cache": True, "logits_to_keep": 1}
-        timed("prefill", partial(model, **how))
-        for count in sorted({1, *nodes}):
-            steps(f"nodes {count}", model, cache, count)
-        text = [token for token in inputs["input_ids"][0].tolist() if token not in visual]
-        for name, drafter in drafters.items():
-            if isinstance(drafter, TextOnlyDrafter):
-                own = DynamicCache()
-                ids = torch.tensor([text], device=drafter.model.device)
-                drafter.model(input_ids=ids, past_key_values=own, use_cache=True)
-                steps(f"level {name}", drafter.model, own, 1)
-            elif isinstance(drafter, EagleDrafter):
-                level = _head_level(drafter.head, len(text))
-                for _ in range(REPEATS):
-                    timed(f"level {name}", level)
-    medians = {name: statistics.median(values) for name, values in times.items()}
-    levels = {name: _level(name, drafter, medians) for name, drafter in drafters.items()}
-    return Forwards(
-        medians["prefill"],
-        medians["nodes 1"],
-        {count: medians[f"nodes {count}"] for count in sorted(nodes)},
-        {name: ms for name, ms in levels.items() if ms is not None},
-    )
+    cache = DynamicCache()
+    how = {**inputs, "past_key_values": cache, "use_cache": True, "logits_to_keep": 1}
+    timed("prefill", partial(model, **how))
+    for count in sorted({1, *nodes}):
+        steps(f"nodes {count}", model, cache, count)
+    visual = read_spec(model).visual_token_ids
+    text = [token for token in inputs["input_ids"][0].tolist() if token not in visual]
+    for name, drafter in drafters.items():
+        if isinstance(drafter, TextOnlyDrafter):
+            own = DynamicCache()
+            ids = torch.tensor([text], device=drafter.model.device)
+            drafter.model(input_ids=ids, past_key_values=own, use_cache=True)
+            steps(f"level {name}", drafter.model, own, 1)
+        elif isinstance(drafter, EagleDrafter):
+            level = _head_level(drafter.head, len(text))
+            for _ in range(REPEATS):
+                timed(f"level {name}", level)
+        elif isinstance(drafter, NgramDrafter):
+            times[f"level {name}"] = [0.0]
+    return times
+
+
+def summed_up(times: Sequence[Times]) -> Forwards | None:
+    """Medians over all prompts; ``None`` without any."""
+    if not times:
+        return None
+    every: Times = {}
+    for name, values in (item for each in times for item in each.items()):
+        every.setdefault(name, []).extend(values)
+    medians = {name: statistics.median(values) for name, values in every.items()}
+    nodes = {int(name.split()[1]): ms for name, ms in medians.items() if name.startswith("nodes ")}
+    levels = {
+        name.removeprefix("level "): ms for name, ms in medians.items() if name.startswith("level ")
+    }
+    return Forwards(medians["prefill"], nodes.pop(1), nodes, levels)
 
 
 def efficiency(
@@ -154,11 +163,3 @@ def _head_level(head: EagleHead, length: int) -> Callable[[], Tensor]:
         return head.logits(head(row, row, positions, attend)[0]).argmax(-1)
 
     return level
-
-
-def _level(name: str, drafter: Drafter, medians: Mapping[str, float]) -> float | None:
-    if isinstance(drafter, NgramDrafter):
-        return 0.0
-    if isinstance(drafter, EnsembleDrafter):
-        return None  # its members draft different numbers of levels
-    return medians.get(f"level {name}")

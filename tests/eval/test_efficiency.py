@@ -9,7 +9,7 @@ import pytest
 from specdec.drafters import NgramDrafter, TextOnlyDrafter
 from specdec.drafters.eagle import EagleDrafter
 from specdec.drafters.eagle_head import EagleHead
-from specdec.eval.efficiency import Forwards, bare_forwards, efficiency
+from specdec.eval.efficiency import Forwards, bare_forwards, efficiency, summed_up
 from specdec.eval.suite import model_inputs
 from specdec.stats import AcceptanceStats
 from specdec.training.answers import Teacher
@@ -39,14 +39,20 @@ def test_efficiency_is_that_worked_out_by_hand() -> None:
 
 def test_every_drafter_that_can_be_timed_is(small: Any) -> None:
     """A level that is left out would count as one that takes no time."""
-    inputs = [model_inputs(small.model, small.processor, [small.questions[1]])]
+    inputs = model_inputs(small.model, small.processor, [small.questions[1]])
     head = EagleHead(head_config(Teacher(small.model, small.processor), Geometry()))
     drafters: Any = {
         "ngram": NgramDrafter(),
         "blind": TextOnlyDrafter(small.drafter),
         "head": EagleDrafter(head, small.model.get_input_embeddings()),
     }
-    found = bare_forwards(small.model, drafters, inputs, [3, 5])
+    times = bare_forwards(small.model, drafters, inputs, [3, 5])
+    assert summed_up([]) is None
+    found = summed_up([times, {name: [0.0] for name in times}, {name: [1e9] for name in times}])
+    assert found is not None
+    assert found.levels["ngram"] == 0
+    found = summed_up([times, times])
+    assert found is not None
     assert set(found.nodes) == {3, 5}
     assert found.levels["ngram"] == 0
     assert min(found.prefill, found.one, *found.nodes.values()) > 0
