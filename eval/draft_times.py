@@ -65,9 +65,7 @@ class Drafting:
         for request in self._requests:
             self._drafter.release(request.id)
 
-    def _request(
-        self, filled: Filled, place: int, spec: VerifierSpec, visual: int
-    ) -> DraftRequest:
+    def _request(self, filled: Filled, place: int, spec: VerifierSpec, visual: int) -> DraftRequest:
         image = [min(spec.visual_token_ids)] * visual if visual else []
         words = text_tokens(self._model, filled.context - visual + 1, self._random)
         request = DraftRequest(

@@ -1,5 +1,5 @@
-r"""What speculation would bring, projected from measured costs and from acceptance that was measured
-elsewhere or is assumed.
+"""What speculation would bring, projected from measured costs, and from acceptance that was
+measured elsewhere or is assumed.
 
 With p_i the share of steps in which at least i drafted tokens are accepted, a chain of k yields
 
@@ -22,6 +22,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any, NamedTuple
 
 from specdec.eval.step_costs import StepCosts
@@ -50,7 +51,7 @@ class Acceptance:
 
     def __post_init__(self) -> None:
         falling = (1.0, *self.reached, 0.0)
-        if any(later > earlier for earlier, later in zip(falling, falling[1:], strict=False)):
+        if any(later > earlier for earlier, later in pairwise(falling)):
             raise ValueError(
                 f"acceptance {self.reached}: each position is reached in a share of steps within "
                 "[0, 1], and none more often than the one before it"

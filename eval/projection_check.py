@@ -118,9 +118,7 @@ def _seconds_per_token(stats: AcceptanceStats, answers: int) -> float:
 def _mean(costs: Sequence[StepCosts]) -> StepCosts:
     """Means over texts, as one text of no length."""
     nodes, depths = ([s.nodes for s in costs[0].steps], [d.depth for d in costs[0].drafts])
-    steps = [
-        statistics.mean(each.steps[place].ms for each in costs) for place in range(len(nodes))
-    ]
+    steps = [statistics.mean(each.steps[place].ms for each in costs) for place in range(len(nodes))]
     drafts = [
         statistics.mean(each.drafts[place].ms for each in costs) for place in range(len(depths))
     ]
