@@ -102,11 +102,13 @@ def _numbers(text: str, what: str) -> list[int]:
 
 def _table(found: list[Projection], title: str) -> Table:
     wish = found[0].wish
-    table = Table(title=title, box=SIMPLE_HEAD)
-    for column in ("batch", "context", "draft", "plain ms", "verify ms", "draft ms"):
+    table = Table(title=title, box=SIMPLE_HEAD, padding=0, show_edge=False)
+    for column in ("batch", "tokens", "draft", "plain\nms", "verify\nms", "draft\nms"):
         table.add_column(column, justify="right")
-    for column in ("τ", "speedup", "tokens/s", "α for 1×", f"α for {wish:g}×"):
-        table.add_column(f"projected {column}", justify="right")
+    for column in ("τ", "speedup", "tokens/s"):
+        table.add_column(f"projected\n{column}", justify="right")
+    for column in ("α for\n1×", f"α for\n{wish:g}×"):
+        table.add_column(column, justify="right")
     for each in found:
         tree, rates = each.tree, (each.break_even, each.wished)
         table.add_row(

@@ -107,7 +107,8 @@ class Projection(NamedTuple):
         tree: what is drafted for each.
         plain_ms: measured: t(1).
         verify_ms: measured: t(n).
-        draft_ms: measured: t_draft(k).
+        draft_ms: t_draft(k).
+        draft_source: "measured", or "assumed".
         tokens: projected: τ.
         speedup: projected.
         tokens_per_second: projected, of all requests together.
@@ -123,6 +124,7 @@ class Projection(NamedTuple):
     plain_ms: float
     verify_ms: float
     draft_ms: float
+    draft_source: str
     tokens: float
     speedup: float
     tokens_per_second: float
@@ -137,11 +139,8 @@ class Projection(NamedTuple):
             "context": self.context,
             "depth": self.tree.depth,
             "nodes": self.tree.nodes,
-            "measured": {
-                "plain_ms": self.plain_ms,
-                "verify_ms": self.verify_ms,
-                "draft_ms": self.draft_ms,
-            },
+            "measured": {"plain_ms": self.plain_ms, "verify_ms": self.verify_ms},
+            "drafting": {"draft_ms": self.draft_ms, "source": self.draft_source},
             "projected": {
                 "mean_acceptance_length": self.tokens,
                 "speedup": self.speedup,
@@ -195,6 +194,7 @@ def project(
         plain,
         verify,
         draft,
+        draft_source="measured" if costs.drafts else "assumed",
         tokens=tokens,
         speedup=tokens * per_token,
         tokens_per_second=1000 * batch * tokens / (verify + draft),

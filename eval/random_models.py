@@ -159,7 +159,8 @@ def random_eagle(model: PreTrainedModel) -> EagleDrafter:
 
 
 def image_prompt(model: PreTrainedModel, words: int, seed: int = 0) -> dict[str, Tensor]:
-    """One row of what ``generate`` takes: noise for an image, and ``words`` tokens behind it.
+    """One row of what ``generate`` takes: noise for an image, always the same one, and ``words``
+    tokens behind it, by ``seed``.
 
     The image is 336 pixels wide and high for LLaVA, 896 × 672 for Qwen2.5-VL; toys see less.
 
@@ -167,7 +168,6 @@ def image_prompt(model: PreTrainedModel, words: int, seed: int = 0) -> dict[str,
         ValueError: an architecture whose images are laid out in another way.
     """
     config: Any = model.config
-    generator = torch.Generator().manual_seed(seed)
     if config.model_type == "llava":
         vision = config.vision_config
         tokens = (vision.image_size // vision.patch_size) ** 2
@@ -186,13 +186,14 @@ def image_prompt(model: PreTrainedModel, words: int, seed: int = 0) -> dict[str,
             "qwen2_5_vl"
         )
     image = config.image_token_id
-    ids = [1, *[image] * tokens, *text_tokens(model, words, generator)]
+    said = text_tokens(model, words, torch.Generator().manual_seed(1 + seed))
+    ids = [1, *[image] * tokens, *said]
     row = torch.tensor([ids], device=model.device)
     if more:
         more["mm_token_type_ids"] = (row == image).int()
-    pixels = torch.randn(shape, generator=generator).to(model.device, model.dtype)
-    mask = torch.ones_like(row)
-    return {"input_ids": row, "attention_mask": mask, "pixel_values": pixels, **more}
+    pixels = torch.randn(shape, generator=torch.Generator().manual_seed(0))
+    mask, seen = torch.ones_like(row), pixels.to(model.device, model.dtype)
+    return {"input_ids": row, "attention_mask": mask, "pixel_values": seen, **more}
 
 
 def text_tokens(model: PreTrainedModel, count: int, generator: torch.Generator) -> list[int]:
