@@ -165,6 +165,8 @@ def streamed_bytes(model: PreTrainedModel) -> int:
     """Weights that a forward over words reads whole: text layers and output embeddings. Of input
     embeddings it reads a row a token, of the vision tower nothing.
     """
+    parts = list(text_layers(model).parameters())
     head = model.get_output_embeddings()
-    parts = [*text_layers(model).parameters(), *(() if head is None else head.parameters())]
+    if head is not None:
+        parts += head.parameters()
     return sum(each.numel() * each.element_size() for each in parts)

@@ -145,12 +145,12 @@ class GpuSuite:
             self._run(f"{name}: steps", "steps", subject.steps)
             self._run(f"{name}: throughput", "throughput", subject.throughput)
             self._run(f"{name}: one image", "one image", subject.one_image)
-        found.clear()
+
+    def _run(self, name: str, kind: str, part: Callable[[Deadline], Any]) -> None:
+        # What earlier parts used is free for this one.
         gc.collect()
         if self._device.type == "cuda":
             torch.cuda.empty_cache()
-
-    def _run(self, name: str, kind: str, part: Callable[[Deadline], Any]) -> None:
         self._session.run(name, _SECONDS[kind] * self._scale, part)
 
     def _gate(self, name: str, part: Callable[[Deadline], Any]) -> None:

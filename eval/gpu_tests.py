@@ -18,9 +18,18 @@ _COUNT = re.compile(r"(\d+) (passed|failed|skipped|deselected|errors?)\b")
 
 
 def run_tests(
-    root: Path, seconds: float, selection: Sequence[str] = ("-m", "gpu")
+    root: Path,
+    seconds: float,
+    selection: Sequence[str] = ("-m", "gpu"),
+    processes: int | None = None,
 ) -> dict[str, Any]:  # Any: JSON values
     """Run the selected tests of a checkout, as ``make test-gpu`` does.
+
+    Args:
+        root: the checkout.
+        seconds: after which they are stopped.
+        selection: what pytest is told.
+        processes: at most so many at once; ``None`` is by the number of CPU cores.
 
     Returns:
         ``ran`` and why not; else counts by outcome, the names of those that failed, and whether
@@ -30,8 +39,9 @@ def run_tests(
         return {"ran": False, "why": "there are no tests beside this package; run from a checkout"}
     if importlib.util.find_spec("pytest") is None:
         return {"ran": False, "why": "pytest is not installed here"}
+    if processes is None:
+        processes = min(_PROCESSES, os.cpu_count() or 1)
     command = [sys.executable, "-m", "pytest", "-q", "-rfE", "-p", "no:cacheprovider", *selection]
-    processes = min(_PROCESSES, os.cpu_count() or 1)
     if importlib.util.find_spec("xdist") is not None and processes > 1:
         command += ["-n", str(processes)]
     output, timed_out, code = _run(command, root, seconds)
@@ -40,7 +50,7 @@ def run_tests(
         "ran": True,
         "timed_out": timed_out,
         "exit_code": code,
-        **{f"{name}": counts.get(name, 0) for name in ("passed", "failed", "error", "skipped")},
+        **{name: counts.get(name, 0) for name in ("passed", "failed", "error", "skipped")},
         "failures": re.findall(r"^(?:FAILED|ERROR) (.+)$", output, re.MULTILINE),
         "tail": output[-2000:],
     }
