@@ -151,7 +151,7 @@ class Subject:
         for batch, context, nodes, ms in costs.steps:
             kv = batch * (context + nodes) * costs.kv_bytes_per_token
             floor = 1000 * (streamed_bytes(self.model) + kv) / self.bandwidth
-            case = {"batch": batch, "context": context, "nodes": nodes, "ms": ms}
+            case: dict[str, Any] = {"batch": batch, "context": context, "nodes": nodes, "ms": ms}
             case |= {"floor_ms": floor, "over_floor": ms / floor}
             if deadline.wanted(f"context {context}, batch {batch}, nodes {nodes}, graph"):
                 graph = graph_times(filled, nodes, self.sizes.rounds)

@@ -256,7 +256,7 @@ def from_record(record: Mapping[str, Any], method: str | None = None) -> Accepta
     }
     if method is None and len(found) == 1:
         (method,) = found
-    if method not in found:
+    if method is None or method not in found:
         names = ", ".join(map(repr, found)) or "none"
         raise ValueError(f"method {method!r}: those that drafted in this record are {names}")
     return Acceptance.measured(AcceptanceStats.from_dict(found[method]), method)
