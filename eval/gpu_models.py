@@ -17,6 +17,8 @@ from specdec.eval.step_costs import StepCosts, measure_costs
 from specdec.eval.throughput import on_one_image, throughput
 from specdec.runtime.taps import text_layers
 
+_WANTING = (ValueError, RuntimeError)  # memory, mostly; other cases need less
+
 
 class Sizes(NamedTuple):
     """How much is asked of a model.
@@ -99,33 +101,19 @@ class Subject:
             for batch in sizes.step_batches:
                 if not deadline.wanted(f"context {context}, batch {batch}"):
                     continue
-                costs = measure_costs(
-                    self.model,
-                    contexts=[context],
-                    nodes=sizes.nodes,
-                    batches=[batch],
-                    rounds=sizes.rounds,
-                    drafter=self.eagle,
-                    depths=sizes.depths,
-                )
-                drafts += [each._asdict() for each in costs.drafts]
-                cases += self._against_floor(costs, deadline)
+                try:
+                    costs = self._costs(batch, context)
+                    cases += self._against_floor(costs, deadline)
+                    drafts += [each._asdict() for each in costs.drafts]
+                except _WANTING as error:
+                    cases.append({"batch": batch, "context": context, "failed": str(error)})
         return {"cases": cases, "drafts": drafts}
 
     def throughput(self, deadline: Deadline) -> dict[str, Any]:
         """Tokens a second by batch size, at replayed acceptance."""
-        sizes = self.sizes
         cases = [
-            throughput(
-                self.model,
-                self.eagle,
-                self.acceptance,
-                batch=batch,
-                context=sizes.context,
-                depth=sizes.depth,
-                tokens=sizes.tokens,
-            )
-            for batch in sizes.batches
+            self._throughput(batch)
+            for batch in self.sizes.batches
             if deadline.wanted(f"batch {batch}")
         ]
         return {"acceptance": self.acceptance.source, "cases": cases}
@@ -141,6 +129,25 @@ class Subject:
             words=sizes.words,
             tokens=sizes.tokens,
             depth=sizes.depth,
+        )
+
+    def _throughput(self, batch: int) -> dict[str, Any]:
+        sizes = self.sizes
+        how = {"context": sizes.context, "depth": sizes.depth, "tokens": sizes.tokens}
+        try:
+            return throughput(self.model, self.eagle, self.acceptance, batch=batch, **how)
+        except _WANTING as error:
+            return {"batch": batch, "failed": str(error)}
+
+    def _costs(self, batch: int, context: int) -> StepCosts:
+        return measure_costs(
+            self.model,
+            contexts=[context],
+            nodes=self.sizes.nodes,
+            batches=[batch],
+            rounds=self.sizes.rounds,
+            drafter=self.eagle,
+            depths=self.sizes.depths,
         )
 
     def _against_floor(self, costs: StepCosts, deadline: Deadline) -> list[dict[str, Any]]:

@@ -11,12 +11,14 @@ import torch
 import typer
 from typer.testing import CliRunner
 
+from specdec.eval import gpu_models
 from specdec.eval import gpu_suite as suite_module
 from specdec.eval.gpu_models import streamed_bytes
 from specdec.eval.gpu_suite import gpu_suite
 from specdec.eval.gpu_tests import run_tests
 from specdec.eval.known_configs import NAMES, known_config
-from specdec.eval.random_models import random_model, toy
+from specdec.eval.projection import Acceptance
+from specdec.eval.random_models import random_eagle, random_model, toy
 
 PARTS = ("", ": steps", ": throughput", ": one image")
 
@@ -81,6 +83,25 @@ def test_nothing_is_timed_behind_a_red_gate(
     result = run("--out", str(out), "--despite-failures")
     assert result.exit_code == 0, result.output
     assert json.loads(out.read_text())["despite_red"] is True
+
+
+def test_a_case_without_memory_leaves_the_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    """All batches lost because the largest did not fit."""
+    small: Any = random_model(toy(known_config(NAMES[1])), torch.float32, "cpu")
+    real = gpu_models.throughput
+
+    def scarce(*args: Any, batch: int, **how: Any) -> Any:
+        if batch > 1:
+            raise torch.OutOfMemoryError("no room")
+        return real(*args, batch=batch, **how)
+
+    monkeypatch.setattr(gpu_models, "throughput", scarce)
+    eagle, rate = random_eagle(small), Acceptance.constant(0.8)
+    subject = gpu_models.Subject(small, eagle, gpu_models.TOY, 1e9, rate)
+    deadline: Any = type("Deadline", (), {"wanted": lambda self, case: True})()
+    one, two = subject.throughput(deadline)["cases"]
+    assert one["plain"]["tokens"] == 7
+    assert two == {"batch": 2, "failed": "no room"}
 
 
 def test_tests_are_counted_and_stopped(tmp_path: Path) -> None:
