@@ -193,9 +193,12 @@ def _packed(out: Tensor, problem: Problem) -> Tensor:
     return out.transpose(0, 1).flatten(1, 2)[None]
 
 
-def contestants(device: torch.device) -> dict[str, Callable[[Material], Run]]:
+Entries = dict[str, Callable[[Material], Run]]
+
+
+def contestants(device: torch.device) -> Entries:
     """Who can run here."""
-    every: dict[str, Callable[[Material], Run]] = {"specdec": specdec, "sdpa, dense mask": sdpa}
+    every: Entries = {"specdec": specdec, "sdpa, dense mask": sdpa}
     if device.type == "cuda":
         every["flex attention"] = flex
         if importlib.util.find_spec("flashinfer") is not None:
@@ -207,7 +210,7 @@ def compare(
     problem: Problem,
     device: torch.device,
     timer: Timer,
-    entries: dict[str, Callable[[Material], Run]] | None = None,
+    entries: Entries | None = None,
 ) -> dict[str, Any]:  # Any: JSON values
     """Milliseconds of everybody who gives the right result, and why the others have none.
 

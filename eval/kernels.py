@@ -7,8 +7,10 @@ it reaches, both measured in this run.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from types import MappingProxyType
+from typing import Annotated, Any, NamedTuple
 
 import torch
 import typer
@@ -19,7 +21,6 @@ from specdec.eval import attention, suite
 from specdec.eval.forwards import GATE, compare
 from specdec.eval.record import machine, write
 
-CONTEXTS, BATCHES, NODES = (1024, 4096, 16384, 65536), (1, 8, 64), (1, 5, 16, 64)
 MOST_KEYS = 1 << 21  # of all requests: beyond that the pools do not fit beside the others' copies
 
 
@@ -55,47 +56,98 @@ def forwards(
     return cases
 
 
-def device_attention(device: torch.device) -> dict[str, Any]:
-    """Print and return tree attention on a CUDA device."""
+class Grid(NamedTuple):
+    """What tree attention is asked to do: the product of these, as far as pools fit.
+
+    Attributes:
+        contexts: committed tokens of a request.
+        batches: requests.
+        nodes: of each request's tree.
+        prefix: tokens that many requests share; 0 leaves that out.
+        beside: keys that they read beside their own; likewise.
+        sizes: heads and dtypes that are not :class:`Problem`'s own.
+    """
+
+    contexts: Sequence[int] = (1024, 4096, 16384, 65536)
+    batches: Sequence[int] = (1, 8, 64)
+    nodes: Sequence[int] = (1, 5, 16, 64)
+    prefix: int = 8192
+    beside: int = 2048
+    sizes: Mapping[str, Any] = MappingProxyType({})
+
+    @property
+    def problems(self) -> list[attention.Problem]:
+        """In order."""
+        return [
+            attention.Problem(context, batch, nodes, **self.sizes)
+            for context in self.contexts
+            for batch in self.batches
+            for nodes in self.nodes
+            if context * batch <= MOST_KEYS
+        ]
+
+
+def device_timer(run: attention.Run) -> float:
+    """Milliseconds on a CUDA device, whose caches are cold each time."""
     import triton  # only where there is a GPU
 
-    def timer(run: attention.Run) -> float:
-        return float(triton.testing.do_bench(run, warmup=20, rep=80, return_mode="median"))
+    return float(triton.testing.do_bench(run, warmup=20, rep=80, return_mode="median"))
 
-    bandwidth = attention.copy_bandwidth(device, timer)
+
+def device_attention(
+    device: torch.device,
+    grid: Grid = Grid(),  # noqa: B008  # frozen
+    timer: attention.Timer = device_timer,
+    *,
+    entries: attention.Entries | None = None,
+    wanted: Callable[[str], bool] = lambda case: True,
+    copy_size: int = 1 << 30,
+) -> dict[str, Any]:
+    """Print and return tree attention on a device.
+
+    Args:
+        device: a CUDA device; a CPU in Triton's interpreter.
+        grid: the cases.
+        timer: how long a run takes.
+        entries: who takes part; ``None`` is everybody.
+        wanted: asked before each case whether there is time for it.
+        copy_size: bytes of the copy that bandwidth is measured with.
+    """
+    bandwidth = attention.copy_bandwidth(device, timer, copy_size)
     table = Table(title=f"tree attention; a copy moves {bandwidth / 1e12:.2f} TB/s")
     for column in ("context", "batch", "nodes", "ms", "of copy bandwidth", "best other ÷ ours"):
         table.add_column(column, justify="right")
-    cases = []
-    for context in CONTEXTS:
-        for batch in BATCHES:
-            for nodes in NODES:
-                if context * batch > MOST_KEYS:
-                    continue
-                case = attention.compare(attention.Problem(context, batch, nodes), device, timer)
-                share = case["bytes_per_second"] / bandwidth
-                cases.append({**case, "of_copy_bandwidth": share})
-                best = case["best_other_over_specdec"]
-                table.add_row(
-                    *(str(context), str(batch), str(nodes), f"{case['ms']['specdec']:.3f}"),
-                    *(f"{share:.2f}", "" if best is None else f"{best:.2f}"),
-                )
-                torch.cuda.empty_cache()
-    shared = attention.sharing(device, timer)
-    beside = attention.beside(device, timer)
+    result: dict[str, Any] = {"copy_bytes_per_second": bandwidth, "cases": []}
+    for problem in grid.problems:
+        named = problem.context, problem.batch, problem.nodes
+        if not wanted("context {}, batch {}, nodes {}".format(*named)):
+            continue
+        case = attention.compare(problem, device, timer, entries)
+        share = case["bytes_per_second"] / bandwidth
+        result["cases"].append({**case, "of_copy_bandwidth": share})
+        best = case["best_other_over_specdec"]
+        table.add_row(
+            *(str(number) for number in named),
+            *(f"{case['ms']['specdec']:.3f}", f"{share:.2f}"),
+            "" if best is None else f"{best:.2f}",
+        )
+        if device.type == "cuda":
+            torch.cuda.empty_cache()
     Console().print(table)
-    Console().print(f"32 requests with a prefix of {shared['prefix']}: {shared['ratio']:.2f} × one")
-    Console().print(
-        f"{beside['batch']} requests with {beside['keys']} keys beside: "
-        f"{beside['apart_ms']:.3f} ms, if they are the same for all {beside['shared_ms']:.3f} ms, "
-        f"if they are text {beside['text_ms']:.3f} ms"
-    )
-    return {
-        "copy_bytes_per_second": bandwidth,
-        "cases": cases,
-        "sharing": shared,
-        "beside": beside,
-    }
+    if grid.prefix and wanted("sharing"):
+        shared = attention.sharing(device, timer, grid.prefix, **grid.sizes)
+        result["sharing"] = shared
+        text = f"32 requests with a prefix of {shared['prefix']}: {shared['ratio']:.2f} × one"
+        Console().print(text)
+    if grid.beside and wanted("beside"):
+        beside = attention.beside(device, timer, grid.beside, **grid.sizes)
+        result["beside"] = beside
+        Console().print(
+            f"{beside['batch']} requests with {beside['keys']} keys beside: "
+            f"{beside['apart_ms']:.3f} ms, if they are the same for all "
+            f"{beside['shared_ms']:.3f} ms, if they are text {beside['text_ms']:.3f} ms"
+        )
+    return result
 
 
 def kernels(
