@@ -47,7 +47,7 @@ demo: $(USER_STAMP)
 	@$(BIN)/specdec demo $(ARGS)
 
 bench: $(USER_STAMP)
-	@$(BIN)/python -m specdec.eval.speed $(ARGS)
+	@$(BIN)/specdec bench $(ARGS)
 
 train-demo: $(DEV_STAMP)
 	@$(BIN)/python -m specdec.training.target --out runs/lvlm $(ARGS)

@@ -21,9 +21,9 @@ from specdec.choice import OneDrafter, resolve_drafter
 from specdec.drafters import EnsembleDrafter
 from specdec.drafters.eagle import EagleDrafter
 from specdec.engine import Adaptive
+from specdec.eval.bench_plan import REFERENCE
 from specdec.eval.comparison import gate
 from specdec.eval.drafter_goals import ALL
-from specdec.eval.methods import REFERENCE
 from specdec.eval.timing import Inputs, Method, Run, Said, interleaved, ratio
 from specdec.generation import generate
 from specdec.interfaces import Drafter

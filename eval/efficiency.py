@@ -104,7 +104,8 @@ def bare_forwards(
             drafter.model(input_ids=ids, past_key_values=own, use_cache=True)
             steps(f"level {name}", drafter.model, own, 1)
         elif isinstance(drafter, EagleDrafter):
-            level = _head_level(drafter.head, len(text))
+            few = drafter.head.config.vision == "compressed"  # reads queries for images
+            level = _head_level(drafter.head, len(text) if few else inputs["input_ids"].shape[1])
             for _ in range(REPEATS):
                 timed(f"level {name}", level)
         elif isinstance(drafter, NgramDrafter):

@@ -9,7 +9,6 @@ import random
 import statistics
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -161,69 +160,3 @@ def ratio(
     )
     edge = int(0.025 * resamples)
     return Interval(statistics.median(ratios), medians[edge], medians[-1 - edge])
-
-
-class ForwardCosts(NamedTuple):
-    """Median milliseconds of bare forwards: the verifier's over a prompt with its images, over one
-    token and over ``nodes`` tokens behind it, the drafter's over one.
-    """
-
-    prefill: float
-    verifier_one: float
-    verifier_nodes: float
-    drafter_one: float
-    nodes: int
-
-
-@torch.no_grad()
-def forward_costs(
-    model: PreTrainedModel,
-    drafter: PreTrainedModel,
-    asked: Sequence[Inputs],
-    visual: frozenset[int],
-    nodes: int = 5,
-    repeats: int = 3,
-) -> ForwardCosts:
-    """Time the forwards that every method is made of, through transformers' own cache."""
-    times: dict[str, list[float]] = {"prefill": [], "one": [], "nodes": [], "drafter": []}
-
-    @contextmanager
-    def timed(name: str) -> Iterator[None]:
-        began = time.perf_counter()
-        yield
-        times[name].append(1000 * (time.perf_counter() - began))
-
-    def steps(name: str, network: PreTrainedModel, cache: DynamicCache, count: int) -> None:
-        ids = torch.full((1, count), 7, device=network.device)
-        for _ in range(repeats):
-            with timed(name):
-                network(input_ids=ids, past_key_values=cache, use_cache=True)
-            cache.crop(-count)
-
-    for inputs in asked:
-        cache, draft_cache = DynamicCache(), DynamicCache()
-        with timed("prefill"):
-            model(**inputs, past_key_values=cache, use_cache=True, logits_to_keep=1)
-        text = [token for token in inputs["input_ids"][0].tolist() if token not in visual]
-        ids = torch.tensor([text], device=drafter.device)
-        drafter(input_ids=ids, past_key_values=draft_cache, use_cache=True)
-        steps("one", model, cache, 1)
-        steps("nodes", model, cache, nodes)
-        steps("drafter", drafter, draft_cache, 1)
-    prefill, one, several, draft = (statistics.median(values) for values in times.values())
-    return ForwardCosts(prefill, one, several, draft, nodes)
-
-
-@contextmanager
-def counted_forwards(model: PreTrainedModel) -> Iterator[list[int]]:
-    """Counts the model's forwards: the one element of what it yields."""
-    count = [0]
-
-    def note(module: torch.nn.Module, inputs: Any) -> None:
-        count[0] += 1
-
-    handle = model.register_forward_pre_hook(note)
-    try:
-        yield count
-    finally:
-        handle.remove()

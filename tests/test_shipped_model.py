@@ -68,10 +68,12 @@ def drafter(kind: str, demo: Demo) -> Any:
 @pytest.mark.parametrize("tree", TREES)
 def test_greedy_answers_are_those_of_generate(tree: str, kind: str) -> None:
     """Near ties abound in what this model says, so nothing but the same arithmetic will do: fp32,
-    token by token, fifty questions in one ragged batch."""
+    token by token, fifty questions in one ragged batch; all two hundred with the drafter that comes
+    along and a tree that branches."""
     model = demo().model
     drafts = resolve_drafter(drafter(kind, demo()), model)
-    stats = answered(model, drafts, TREES[tree], COUNT)
+    every = (tree, kind) == ("static", "text_only")
+    stats = answered(model, drafts, TREES[tree], COUNT if every else 2 * ROOM)
     assert stats.num_draft_tokens > 0
 
 

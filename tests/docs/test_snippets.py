@@ -126,7 +126,7 @@ def test_cheap_commands_run(snippet: Snippet, reader: Path) -> None:
         ("specdec", ["generate", "--model", "DIR", "picture.png"], "would not be taken"),
         ("specdec", ["generate", "--top-p", "2"], "--top-p 2"),
         ("specdec", ["export", "DRAFTER", "--to", "llama.cpp"], "--to llama.cpp"),
-        ("specdec.eval.speed", ["--question", "3"], "--question"),
+        ("specdec.eval.drafters", ["--question", "3"], "--question"),
         ("make", ["tests"], "the Makefile has no"),
         ("tests/nothing.py", [], "no such file"),
     ],

@@ -11,7 +11,6 @@ from typer.testing import CliRunner
 from specdec.drafters.loading import save_drafter
 from specdec.eval.mismatches import mismatches
 from specdec.eval.sharing import sharing
-from specdec.eval.speed import speed
 from support import processors
 
 
@@ -37,43 +36,11 @@ def _run(command: Any, folder: Path, *options: str) -> Any:
     return CliRunner().invoke(app, [*map(str, saved), "--max-new-tokens", "6", *options])
 
 
-def test_speed_writes_what_it_prints(folder: Path, tmp_path: Path) -> None:
-    """The whole command on saved files: gate, times, table, JSON without names of this machine's
-    folders.
-    """
-    out = tmp_path / "new" / "speed.json"
-    result = _run(
-        speed, folder, "--questions", "2", "--dtype", "fp32", "--out", str(out),
-        "--method", "text_only, chain 4", "--method", "plain",
-    )  # fmt: skip
-    assert result.exit_code == 0, result.output
-    assert "bare forwards" in result.output
-    record = json.loads(out.read_text())
-    assert len(record["results"]["fp32"]["methods"]) == 3
-    assert str(folder) not in out.read_text()
-    assert not list(out.parent.glob("*.tmp"))
-
-
 def test_mismatches_counts_every_answer_token(folder: Path, tmp_path: Path) -> None:
     out = tmp_path / "mismatches.json"
     result = _run(mismatches, folder, "--questions", "3", "--out", str(out))
     assert result.exit_code == 0, result.output
     assert json.loads(out.read_text())["total"]["tokens"] == 18
-
-
-@pytest.mark.parametrize(
-    ("options", "reason"),
-    [
-        (["--questions", "4"], "has 3"),
-        (["--suite", "nowhere"], "there are no questions"),
-        (["--model", "nowhere"], "could be loaded"),
-        (["--dtype", "int3"], "int3"),
-    ],
-)
-def test_speed_names_what_is_wrong(folder: Path, options: list[str], reason: str) -> None:
-    result = _run(speed, folder, "--questions", "2", *options)
-    assert result.exit_code == 2
-    assert reason in " ".join(result.output.replace("│", " ").split())
 
 
 def test_sharing_needs_two_questions_about_one_image(folder: Path, tmp_path: Path) -> None:

@@ -3,17 +3,15 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from transformers import PreTrainedModel
 
 from specdec.eval import suite
-from specdec.eval.comparison import GateError, compare
-from specdec.eval.methods import REFERENCE, YARDSTICK, all_methods
+from specdec.eval.comparison import GateError, gate
+from specdec.eval.drafter_bench import methods
 from specdec.eval.timing import (
     Inputs,
     Method,
     Said,
     check,
-    counted_forwards,
     first_difference,
     interleaved,
     logit_gap,
@@ -30,7 +28,7 @@ def asked(small: Any) -> list[Inputs]:
 
 @pytest.fixture(scope="module")
 def plain(small: Any) -> Method:
-    return all_methods(small.model, small.drafter, LENGTH)[0]
+    return methods(small.model, [], LENGTH)[0][0]
 
 
 def test_first_difference() -> None:
@@ -73,55 +71,24 @@ def test_check_tells_ties_from_errors(small: Any, asked: list[Inputs], plain: Me
     assert check(small.model, asked, right, short, 1e9).wrong == 1
 
 
-@pytest.mark.parametrize("late", [False, True], ids=["in warm-up", "while timing"])
-def test_gate_refuses_a_wrong_token(
-    small: Any, asked: list[Inputs], plain: Method, late: bool
-) -> None:
-    """Speeds of a decoder that answers something else must never be printed, not even when it goes
-    wrong on the last question only, behind the warm-up.
+def test_gate_refuses_a_wrong_token(small: Any, asked: list[Inputs], plain: Method) -> None:
+    """Speeds of a decoder that answers something else must never be printed, not even if it goes
+    wrong in the last answer only.
     """
-    many = [*asked, *asked]
-
-    def planted(inputs: Inputs) -> Said:
-        tokens = plain.run(inputs).tokens
-        if inputs is many[-1] or not late:
-            tokens[5] += 1
-        return Said(tokens)
-
-    methods = [plain, Method("planted", planted, ours=True)]
-    with pytest.raises(GateError, match=r"planted: \d of \d answers"):
-        compare(small.model, small.drafter, methods, many, bound=0.0, progress=False)
-
-
-def test_compare_reports_every_method(small: Any, asked: list[Inputs]) -> None:
-    """A method of another library that refuses must show as refused, with its error, and must not
-    stop the run; specdec and the yardstick must come out token-identical.
-    """
-
-    def refuse(inputs: Inputs) -> Said:
-        raise RuntimeError("no assistant\nfor this model")
-
-    methods = [*all_methods(small.model, small.drafter, LENGTH), Method("theirs", refuse)]
-    result = compare(small.model, small.drafter, methods, asked[:2], bound=0.0, progress=False)
-    assert result["refused"]["theirs"] == "RuntimeError: no assistant"
-    for method in methods:
-        if method.ours:
-            entry = result["methods"][method.name]
-            assert entry["check"]["wrong"] == entry["check"]["ties"] == 0
-            assert entry["check"]["tokens"] == result["methods"][REFERENCE]["tokens"] == 2 * LENGTH
-    chain, loop = result["methods"]["specdec text_only, chain 4"], result["methods"][YARDSTICK]
-    for name in ("num_spec_steps", "num_draft_tokens", "num_accepted_draft_tokens"):
-        assert chain["acceptance"][name] == loop["acceptance"][name]
-    assert 0 < chain["step_shares"]["outside_models"] < 1
-    phases = ("draft", "verify", "accept", "commit")
-    assert sum(chain["step_shares"][phase] for phase in phases) == pytest.approx(1)
-    assert result["methods"][REFERENCE]["tokens_per_verifier_forward_in_warm_up"] == 1
+    right = [plain.run(inputs) for inputs in asked]
+    planted = [*right[:-1], Said([*right[-1].tokens[:5], right[-1].tokens[5] + 1])]
+    ours = [plain, Method("planted", plain.run, ours=True)]
+    said = {plain.name: right, "planted": planted}
+    with pytest.raises(GateError, match=r"planted: 1 of 3 answers"):
+        gate(small.model, ours, asked, said, bound=0.0)
+    theirs = [plain, Method("planted", plain.run)]
+    assert gate(small.model, theirs, asked, said, bound=0.0)["planted"].wrong == 1
 
 
 def test_interleaved_turns_the_order_round() -> None:
     """Methods timed in one fixed order would carry whatever follows from it."""
-    methods = [Method(name, lambda inputs: Said([1])) for name in "abc"]
-    order = [name for _, name, _ in interleaved(methods, [{}, {}], rounds=2)]
+    abc = [Method(name, lambda inputs: Said([1])) for name in "abc"]
+    order = [name for _, name, _ in interleaved(abc, [{}, {}], rounds=2)]
     assert "".join(order) == "abccbacbaabc"
 
 
@@ -133,11 +100,3 @@ def test_ratio_pairs_questions() -> None:
     median, low, high = ratio([float(i) for i in range(1, 102)], [10.0] * 101)
     assert median == 5.1
     assert 3.5 < low < median < high < 6.7
-
-
-def test_counted_forwards(small: Any, asked: list[Inputs], plain: Method) -> None:
-    model: PreTrainedModel = small.model
-    with counted_forwards(model) as count:
-        plain.run(asked[0])
-    assert count == [LENGTH]
-    assert not model._forward_pre_hooks
