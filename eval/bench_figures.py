@@ -21,7 +21,12 @@ Runs = Sequence[tuple[int, Ran]]  # of one method: number of the batch, and what
 
 
 def figures(
-    runs: Runs, reference: Runs, scores: Sequence[float] | None, metric: str | None, seed: int
+    runs: Runs,
+    reference: Runs,
+    scores: Sequence[float] | None,
+    metric: str | None,
+    seed: int,
+    vision: float = 0.0,
 ) -> dict[str, Any]:
     """Figures of a method on some batches.
 
@@ -31,6 +36,7 @@ def figures(
         scores: of its answers, as far as they can be told; ``None`` or none of them: no fidelity.
         metric: what they are called.
         seed: of the bootstrap.
+        vision: the vision tower's share of prefill.
     """
     tokens = sum(map(_tokens, runs))
     seconds = sum(ran.seconds for _, ran in runs)
@@ -48,7 +54,7 @@ def figures(
         "tokens_per_second": tokens / seconds,
         "ttft_ms": _percentiles([times[0] for times in timed], (50, 95)),
         "inter_token_ms": _percentiles(gaps, (50, 95, 99)),
-        "shares": None if stats is None else _shares(stats, seconds),
+        "shares": None if stats is None else _shares(stats, seconds, vision),
         "acceptance": stats.to_dict() if stats is not None and stats.num_spec_steps else None,
         "fidelity": {"metric": metric, "score": float(np.mean(scores))} if scores else None,
     }
@@ -93,13 +99,15 @@ def _merged(runs: Runs) -> AcceptanceStats | None:
     return stats
 
 
-def _shares(stats: AcceptanceStats, seconds: float) -> dict[str, float] | None:
+def _shares(stats: AcceptanceStats, seconds: float, vision: float) -> dict[str, float] | None:
     """Of the whole time; ``None`` of a method that does not say."""
     phases = ("prefill", "draft", "verify", "accept", "commit")
     shares = {phase: getattr(stats.times, phase) / seconds for phase in phases}
     if not any(shares.values()):
         return None
-    return {**shares, "other": max(0.0, 1.0 - sum(shares.values()))}
+    other = max(0.0, 1.0 - sum(shares.values()))
+    prefill = shares.pop("prefill")
+    return {"vision": vision * prefill, "prefill": (1 - vision) * prefill, **shares, "other": other}
 
 
 def _percentiles(seconds: Sequence[float], which: Sequence[int]) -> dict[str, float] | None:

@@ -24,11 +24,12 @@ from specdec.engine.request import Emission
 from specdec.eval.bench_plan import Contender, Plan
 from specdec.eval.chain_loop import chain_loop
 from specdec.eval.drafter_bench import label
-from specdec.generation import generate
+from specdec.generation import generate, verifier_for
 from specdec.interfaces import Drafter
 from specdec.policies import Relaxed, load_policy
 from specdec.stats import AcceptanceStats
 from specdec.tree import Shape
+from specdec.verifiers import TransformersVerifier
 from specdec.verifiers.spec import read_spec
 
 Inputs = Mapping[str, Any]  # what model.generate takes, padded on the left
@@ -135,22 +136,31 @@ class Methods:
         return Ran(answers, time.perf_counter() - began, stats)
 
     def memory(self, each: Contender, inputs: Inputs) -> dict[str, int | None]:
-        """Most bytes during a run: on a GPU of everything; of the drafter's own keys and values."""
+        """Most bytes during a run: on a GPU of everything; of keys and values, the verifier's where
+        it is known, and the drafter's own.
+        """
         device = self.model.device
         if device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(device)
-        drafter, most = self.drafters.get(each.drafter or ""), 0
+        drafter = self.drafters.get(each.drafter or "")
+        verifier = verifier_for(self.model, drafter) if each.ours and each.lossless else None
+        most = [0, 0]
 
         def look(_: Emission) -> None:
-            nonlocal most
-            most = max(most, getattr(drafter, "bytes_taken", 0))
+            taken = getattr(drafter, "bytes_taken", 0), verifier.bytes_taken if verifier else 0
+            most[:] = map(max, most, taken)
 
         if each.ours:
-            self._generate(each, inputs, look)
+            self._generate(each, inputs, look, verifier)
         else:
             self.run(each, inputs, 0)
-        peak = torch.cuda.max_memory_allocated(device) if device.type == "cuda" else None
-        return {"peak_bytes": peak, "drafter_kv_bytes": most if each.ours else None}
+        return {
+            "peak_bytes": torch.cuda.max_memory_allocated(device)
+            if device.type == "cuda"
+            else None,
+            "kv_bytes": most[1] if verifier else None,
+            "drafter_kv_bytes": most[0] if each.ours else None,
+        }
 
     def _runner(
         self, each: Contender
@@ -166,16 +176,21 @@ class Methods:
         return limits
 
     def _generate(
-        self, each: Contender, inputs: Inputs, on_emission: Callable[[Emission], None]
+        self,
+        each: Contender,
+        inputs: Inputs,
+        on_emission: Callable[[Emission], None],
+        verifier: TransformersVerifier | None = None,
     ) -> Any:
         how: dict[str, Any] = {"drafter": self.drafters.get(each.drafter or "")}
+        how |= {"on_emission": on_emission, "verifier": verifier, **self._limits(each)}
         if each.tree is not None:
             # One of its own for each contender: an adaptive one remembers what pays.
             key = (each.name, each.policy, each.batch, each.temperature)
             how["tree"] = self._shapes.setdefault(key, resolve_tree(each.tree))
         if not each.lossless:
             how["acceptance"] = self._policies[each.policy]
-        return generate(self.model, on_emission=on_emission, **inputs, **self._limits(each), **how)
+        return generate(self.model, **inputs, **how)
 
     def _ours(self, each: Contender, inputs: Inputs) -> tuple[list[Answer], AcceptanceStats | None]:
         rows: list[list[tuple[int, float, Origin]]] = [[] for _ in inputs["input_ids"]]

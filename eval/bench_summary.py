@@ -69,7 +69,13 @@ def entry(
         return {**each.public(), "drafter": drafter, "refused": group.refused[each.name]}
     runs = group.runs[each.name]
     plain = group.runs[group.contenders[0].name]
-    overall = _figures(group, runs, plain, questions, texts, plan)
+    vision = forwards.vision / forwards.prefill if forwards is not None else 0.0
+
+    def summed(runs: Runs, plain: Runs) -> dict[str, Any]:
+        scores = _scores(group, runs, questions, texts)
+        return figures(runs, plain, scores, questions.metric, plan.seed, vision)
+
+    overall = summed(runs, plain)
     check = group.checks.get(each.name)
     return {
         **each.public(),
@@ -86,7 +92,7 @@ def entry(
         },
         "overall": overall,
         "tasks": {
-            task: _figures(group, *pair, questions, texts, plan)
+            task: summed(*pair)
             for task, pair in _by_task(group, runs, plain, questions.asked).items()
         },
         "modalities": modalities,
@@ -123,16 +129,14 @@ def shown(
     return found
 
 
-def _figures(
-    group: Group, runs: Runs, plain: Runs, questions: Questions, texts: Texts, plan: Plan
-) -> dict[str, Any]:
-    scores = [
+def _scores(group: Group, runs: Runs, questions: Questions, texts: Texts) -> list[float]:
+    """Of all answers whose right ones are known."""
+    found = [
         questions.score(question, texts.whole(answer.tokens))
         for number, ran in runs
         for question, answer in zip(group.batches[number], ran.answers, strict=True)
     ]
-    known = [score for score in scores if score is not None]
-    return figures(runs, plain, known, questions.metric, plan.seed)
+    return [score for score in found if score is not None]
 
 
 def _by_task(

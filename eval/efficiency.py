@@ -12,14 +12,15 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import DynamicCache, PreTrainedModel
 
 from specdec.drafters import NgramDrafter, TextOnlyDrafter
@@ -39,6 +40,7 @@ class Forwards(NamedTuple):
 
     Attributes:
         prefill: the verifier's over a prompt with its images.
+        vision: of that, the vision tower's; 0 if there is none.
         one: over a token behind it.
         nodes: over so many tokens.
         levels: by drafter its forward over a token; of those for which that says what a level of a
@@ -46,6 +48,7 @@ class Forwards(NamedTuple):
     """
 
     prefill: float
+    vision: float
     one: float
     nodes: dict[int, float]
     levels: dict[str, float]
@@ -54,6 +57,7 @@ class Forwards(NamedTuple):
         """For the record; ``labels``: what drafters are called there."""
         return {
             "prefill_ms": self.prefill,
+            "vision_ms": self.vision,
             "one_ms": self.one,
             "nodes_ms": {str(count): ms for count, ms in self.nodes.items()},
             "level_ms": {labels[name]: ms for name, ms in self.levels.items()},
@@ -92,7 +96,8 @@ def bare_forwards(
 
     cache = DynamicCache()
     how = {**inputs, "past_key_values": cache, "use_cache": True, "logits_to_keep": 1}
-    timed("prefill", partial(model, **how))
+    with _watched(model, times):
+        timed("prefill", partial(model, **how))
     for count in sorted({1, *nodes}):
         steps(f"nodes {count}", model, cache, count)
     visual = read_spec(model).visual_token_ids
@@ -125,7 +130,7 @@ def summed_up(times: Sequence[Times]) -> Forwards | None:
     levels = {
         name.removeprefix("level "): ms for name, ms in medians.items() if name.startswith("level ")
     }
-    return Forwards(medians["prefill"], nodes.pop(1), nodes, levels)
+    return Forwards(medians["prefill"], medians.get("vision", 0.0), nodes.pop(1), nodes, levels)
 
 
 def efficiency(
@@ -145,6 +150,31 @@ def efficiency(
     promised = stats.mean_acceptance_length * forwards.one
     promised /= float(np.interp(1 + drafted, counts, ms)) + depth * level
     return speedup / promised
+
+
+@contextmanager
+def _watched(model: PreTrainedModel, times: Times) -> Iterator[None]:
+    """Within, what the vision tower takes, if the model has one."""
+    finder: Any = model  # get_encoder is not declared to take a modality
+    tower: nn.Module = finder.get_encoder(modality="image")
+    if tower is model or tower is model.base_model:
+        yield
+        return
+    began = 0.0
+
+    def start(*_: Any) -> None:
+        nonlocal began
+        began = time.perf_counter()
+
+    def stop(*_: Any) -> None:
+        times.setdefault("vision", []).append(1000 * (time.perf_counter() - began))
+
+    hooks = tower.register_forward_pre_hook(start), tower.register_forward_hook(stop)
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
 
 
 def _head_level(head: EagleHead, length: int) -> Callable[[], Tensor]:

@@ -34,7 +34,7 @@ from specdec.eval.report_html import (
 )
 from specdec.eval.timing import Interval
 
-PHASES = ("prefill", "draft", "verify", "accept", "commit", "other")
+PHASES = ("vision", "prefill", "draft", "verify", "accept", "commit", "other")
 SPEEDUPS = {"speedup_end_to_end": "End to end", "speedup_decode": "Decoding alone"}
 NONE = "–"
 

@@ -115,7 +115,7 @@ def generate(
         check_arguments(model, kwargs)
         rule = _rule(model, acceptance, kwargs)
         choice = choose(model, drafter, tree, kwargs)
-        own = verifier or _verifier(model, rule, choice.drafter, kv_cache_bytes)
+        own = verifier or verifier_for(model, choice.drafter, rule, kv_cache_bytes)
         _check_taps(own, rule)
         engine = _engine(own, choice)
         prepared = prepare(model, kwargs)
@@ -157,7 +157,7 @@ def decoder(
             model, input_ids, logits_processor, stopping_criteria, generation_config, model_kwargs
         )
         choice = choose(model, drafter, shape, {})
-        verifier = _verifier(model, rule, choice.drafter)
+        verifier = verifier_for(model, choice.drafter, rule)
         engine = _engine(verifier, choice)
         return _decode(engine, verifier, prepared, rule, None)
 
@@ -184,7 +184,7 @@ def enabled(
         ValueError: what :func:`generate` would refuse whatever the call.
     """
     drafter = resolve_drafter(drafter, model)
-    verifier = _verifier(model, _rule(model, acceptance, {}), drafter, kv_cache_bytes)
+    verifier = verifier_for(model, drafter, _rule(model, acceptance, {}), kv_cache_bytes)
     shape = resolve_tree(tree)  # what it measures lasts as long as the context
     _engine(verifier, Choice(drafter, shape))
     one_call = threading.RLock()  # pages and drafters are not made for two at once
@@ -206,13 +206,13 @@ def _rule(model: PreTrainedModel, acceptance: Acceptance, kwargs: Mapping[str, A
     return resolve(acceptance, Speaker(model, read_spec(model), tokenizer, ends))
 
 
-def _verifier(
+def verifier_for(
     model: PreTrainedModel,
-    rule: Rule | None,
     drafter: Drafter | None,
+    rule: Rule | None = None,
     kv_cache_bytes: int | None = None,
 ) -> TransformersVerifier:
-    """A verifier that gives what the rule and the drafter read."""
+    """A verifier that gives what the drafter and the rule read."""
     wanted, reads = needs(rule), reads_of(drafter)
     return TransformersVerifier(
         model,

@@ -28,7 +28,7 @@ def test_efficiency_is_that_worked_out_by_hand() -> None:
     """τ = 4 tokens a step, of 8 ms for 5 nodes and 4 levels of 0.5 ms, against 5 ms for one: at
     best 2.0 times as fast. A tree of 6 nodes on 2 levels takes 9 ms, between 5 and 9 nodes.
     """
-    forwards = Forwards(20.0, 5.0, {5: 8.0, 9: 10.0}, {"a": 0.5, "ngram": 0.0})
+    forwards = Forwards(20.0, 8.0, 5.0, {5: 8.0, 9: 10.0}, {"a": 0.5, "ngram": 0.0})
     assert efficiency(forwards, "a", chain(4), steps(4, 3), 1.8) == pytest.approx(0.9)
     tree = static((2, 2))
     promised = 3 * 5 / (9.0 + 2 * 0.5)
@@ -55,6 +55,7 @@ def test_every_drafter_that_can_be_timed_is(small: Any) -> None:
     assert found is not None
     assert set(found.nodes) == {3, 5}
     assert found.levels["ngram"] == 0
-    assert min(found.prefill, found.one, *found.nodes.values()) > 0
+    assert min(found.vision, found.one, *found.nodes.values()) > 0
+    assert found.vision < found.prefill
     assert min(found.levels["blind"], found.levels["head"]) > 0
     assert found.to_dict({name: name for name in drafters})["level_ms"] == found.levels

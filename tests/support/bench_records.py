@@ -46,7 +46,7 @@ def figures(speedup: float, tau: float | None = None, fidelity: float | None = 0
         "ttft_ms": {"p50": 24.3, "p95": 31.0},
         "inter_token_ms": {"p50": 6.1, "p95": 8.7, "p99": 9.9},
         "shares": {
-            **{"prefill": 0.2, "draft": 0.125, "verify": 0.5},
+            **{"vision": 0.05, "prefill": 0.15, "draft": 0.125, "verify": 0.5},
             **{"accept": 0.075, "commit": 0.06, "other": 0.04},
         }
         if tau is not None
@@ -152,7 +152,12 @@ def record(**changed: Any) -> Record:
             "bootstrap": {"resamples": 2000, "seed": 0},
         },
         "forwards": {
-            **{"prefill_ms": 23.0, "one_ms": 7.1, "nodes_ms": {"5": 8.0, "9": 8.9}},
+            **{
+                "prefill_ms": 23.0,
+                "vision_ms": 6.0,
+                "one_ms": 7.1,
+                "nodes_ms": {"5": 8.0, "9": 8.9},
+            },
             "level_ms": {"eagle-shared": 1.0},
         },
         "reference": REFERENCE,
