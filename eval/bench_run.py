@@ -89,6 +89,7 @@ def measure(
     ]
     kept = _kept(folder / "runs.jsonl")
     total = sum(plan.rounds * len(group.batches) for group in groups)
+    single = next((i for i, each in enumerate(groups) if each.contenders[0].batch == 1), None)
     done = 0
     for place, group in enumerate(groups):
         _warm_up(methods, plan, group, encode)
@@ -97,8 +98,8 @@ def measure(
                 cell = f"{place}.{turn}.{number}"
                 if cell not in kept:
                     runs = dict(_answered(methods, plan, group, encode, turn, number))
-                    first = place == turn == 0 and len(group.batches[number]) == 1
-                    kept[cell] = Cell(runs, bare(group.batches[number][0]) if first else {})
+                    beside = place == single and turn == 0
+                    kept[cell] = Cell(runs, bare(group.batches[number][0]) if beside else {})
                     _append(folder / "runs.jsonl", cell, kept[cell])
                 for name, ran in kept[cell].runs.items():
                     group.runs[name].append((number, ran))

@@ -77,7 +77,9 @@ def resolve(name: str) -> Any:
 def test_every_record_is_listed_with_its_command() -> None:
     """A file of figures whose origin nobody remembers."""
     page = (ROOT / "docs" / "results.md").read_text()
-    listed = re.findall(r"^\| \[([\w-]+\.json)\]\(results/\1\) .*`python -m", page, re.MULTILINE)
+    listed = re.findall(
+        r"^\| \[([\w-]+\.json)\]\(results/\1\) .*`(?:python -m|specdec)", page, re.MULTILINE
+    )
     assert sorted(listed) == sorted(path.name for path in RESULTS.glob("*.json"))
 
 
