@@ -61,7 +61,8 @@ class Contender:
     def public(self) -> dict[str, Any]:  # Any: JSON values
         """For the record."""
         named = {key: value for key, value in asdict(self).items() if key != "kind"}
-        return {**named, "ours": self.ours, "lossless": self.lossless}
+        policy = Path(self.policy).stem
+        return {**named, "policy": policy, "ours": self.ours, "lossless": self.lossless}
 
 
 @dataclass(frozen=True)

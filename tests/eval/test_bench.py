@@ -19,6 +19,7 @@ from specdec.eval.bench_methods import Answer, Methods, Ran
 from specdec.eval.bench_plan import PLAIN, REFERENCE, RIVALS, Plan
 from specdec.eval.comparison import GateError
 from specdec.eval.suite import model_inputs
+from specdec.policies import Relaxed, save_policy
 from specdec.stats import AcceptanceStats, StepTimes
 from support import processors
 
@@ -273,3 +274,38 @@ def test_the_command_writes_what_it_measured(folder: Path, tmp_path: Path) -> No
     assert "is not empty; go on with --resume" in " ".join(again.output.replace("│", " ").split())
     pair = [str(out / "bench.json")] * 2
     assert CliRunner().invoke(app, ["--compare", *pair]).exit_code == 0
+
+
+def test_relaxed_and_sampled_methods_stand_beside_lossless_ones(
+    small: Any, folder: Path, tmp_path: Path
+) -> None:
+    """A policy file that is read and not used; a relaxed or sampled answer that is compared."""
+    policy = tmp_path / "loose.json"
+    anything = Relaxed(1.0, "divergence", gamma=0.0, guards=(), floor=0.0)
+    save_policy(policy, anything, small.model)
+    app = typer.Typer()
+    app.command()(bench)
+    out = tmp_path / "run"
+    options = [
+        *("--model", folder / "lvlm", "--data", folder, "--count", "2", "--drafter"),
+        *(folder / "blind", "--tree", "2", "--policy", "lossless", "--policy", policy),
+        *("--temperature", "0", "--temperature", "0.7", "--dtype", "fp32", "--rival", "none"),
+        *("--max-new-tokens", "6", "--out", out),
+    ]
+    result = CliRunner().invoke(app, list(map(str, options)))
+    assert result.exit_code == 0, result.output
+    record = json.loads((out / "bench.json").read_text())
+    methods = {(each["name"], each["temperature"]): each for each in record["methods"]}
+    assert len(methods) == 2 * 4
+    for temperature in (0.0, 0.7):
+        strict = methods["text_only, chain of 2", temperature]
+        loose = methods["text_only, chain of 2, loose", temperature]
+        assert (strict["policy"], loose["policy"]) == ("lossless", "loose")
+        assert strict["lossless"] > loose["lossless"]
+        assert (strict["gate"] is None) == (temperature > 0)
+        assert loose["gate"] is None
+        rates = [each["overall"]["acceptance"]["draft_acceptance_rate"] for each in (strict, loose)]
+        assert rates[0] < rates[1]
+        assert loose["overall"]["acceptance"]["num_relaxed_tokens"] > 0
+    shown = record["answers"][0]["methods"]["text_only, chain of 2, loose"]
+    assert any(token["origin"] == "relaxed" and token["v"] is not None for token in shown)
