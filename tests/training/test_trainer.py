@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 from collections import Counter
@@ -35,24 +34,25 @@ def _script(folder: Path, options: dict[str, object], processes: int = 1) -> int
     """The exit code of a training in a process of its own, or in several."""
     command = [sys.executable]
     if processes > 1:
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            port = free.getsockname()[1]
-        # What `accelerate launch` runs; on a CPU that wants MPI for several processes.
-        command += ["-m", "torch.distributed.run", "--master-addr", "127.0.0.1"]
-        command += ["--master-port", str(port), "--nproc-per-node", str(processes)]
+        # What `accelerate launch` runs; on a CPU that wants MPI for several processes. It finds a
+        # free port by itself: one that was free a moment ago may be another test's by now.
+        command += ["-m", "torch.distributed.run", "--standalone"]
+        command += ["--nproc-per-node", str(processes)]
     environment = os.environ | {
         "PYTHONPATH": str(SCRIPT.parents[1]),
         "OMP_NUM_THREADS": "1",
         "ACCELERATE_USE_CPU": "true",
     }
-    return subprocess.run(
+    done = subprocess.run(
         [*command, str(SCRIPT), str(folder), json.dumps(options)],
         env=environment,
         timeout=120,
         check=False,
         capture_output=True,
-    ).returncode
+        text=True,
+    )
+    print(done.stderr)  # shown if the test fails
+    return done.returncode
 
 
 def _weights(folder: Path) -> dict[str, torch.Tensor]:
