@@ -73,7 +73,7 @@ def test_greedy_answers_are_those_of_generate(tree: str, kind: str) -> None:
     model = demo().model
     drafts = resolve_drafter(drafter(kind, demo()), model)
     every = (tree, kind) == ("static", "text_only")
-    stats = answered(model, drafts, TREES[tree], COUNT if every else 2 * ROOM)
+    stats = answered(model, drafts, TREES[tree], COUNT if every else ROOM)
     assert stats.num_draft_tokens > 0
 
 
