@@ -49,7 +49,7 @@ def bench(
             "*.jsonl; a saved data set; or hub:owner/name[:split][@adapter]."
         ),
     ] = "suite",
-    count: Annotated[int, typer.Option(min=1, help="Most questions.")] = 35,
+    count: Annotated[int, typer.Option(min=1, help="How many questions.")] = 35,
     task: Annotated[list[str] | None, typer.Option(help="Only these; may be repeated.")] = None,
     drafter: Annotated[
         list[str] | None,
@@ -152,6 +152,7 @@ def _drafters(model: str) -> list[str]:
 
 def _run(console: Console, plan: Plan, out: Path | None, *, resume: bool) -> None:
     from specdec.eval import bench_table
+    from specdec.eval.bench_record import SCHEMA
     from specdec.eval.bench_session import Session
     from specdec.eval.report import write_report
     from specdec.files import write_json
@@ -164,7 +165,7 @@ def _run(console: Console, plan: Plan, out: Path | None, *, resume: bool) -> Non
         for each in session.questions.skipped:
             console.print(f"left out: {each.where}: {each.why}")
         record: dict[str, Any] = {
-            "schema": "specdec.bench/1",
+            "schema": SCHEMA,
             "command": shlex.join(["specdec", *sys.argv[1:]]),
             "started": started,
             **session.measure(bench_table.progress(console)),

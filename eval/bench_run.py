@@ -156,21 +156,21 @@ def _gate(
     Raises:
         GateError: those of one that is ours are others.
     """
-    reference = dict(runs[group.contenders[0].name])
+    reference = runs[group.contenders[0].name]
     for each in group.able:
         if not each.comparable or each.kind == "reference":
             continue
-        found = dict(runs[each.name])
+        found = runs[each.name]
         inputs, plain, said = list[Inputs](), list[Said](), list[Said]()
-        for number in sorted(found):
-            rows = zip(group.batches[number], reference[number].answers, found[number].answers)  # noqa: B905  # all as long as the batch
-            for question, right, other in rows:
-                if right.tokens != other.tokens:
+        for (number, right), (_, other) in zip(reference, found, strict=True):
+            rows = zip(group.batches[number], right.answers, other.answers, strict=True)
+            for question, theirs, ours in rows:
+                if theirs.tokens != ours.tokens:
                     inputs.append(encode([question]))
-                    plain.append(Said(right.tokens))
-                    said.append(Said(other.tokens))
+                    plain.append(Said(theirs.tokens))
+                    said.append(Said(ours.tokens))
         result = check(methods.model, inputs, plain, said, plan.bound)
-        answers = [answer for ran in found.values() for answer in ran.answers]
+        answers = [answer for _, ran in found for answer in ran.answers]
         result.answers = len(answers)
         result.tokens = sum(len(answer.tokens) for answer in answers)
         group.checks[each.name] = result

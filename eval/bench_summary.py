@@ -23,7 +23,6 @@ from specdec.stats import AcceptanceStats
 from specdec.training.prompts import Asked
 from specdec.tree import Topology
 
-SCHEMA = "specdec.bench/1"
 _LARGEST = 384  # pixels of an image's longer side, where it is shown
 
 

@@ -25,6 +25,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any, NamedTuple
 
+from specdec.eval.bench_record import SCHEMA
 from specdec.eval.step_costs import StepCosts
 from specdec.stats import AcceptanceStats
 
@@ -246,8 +247,8 @@ def from_record(record: Mapping[str, Any], method: str | None = None) -> Accepta
         ValueError: it is no such record, or has no such method.
     """
     schema = record.get("schema")
-    if schema != "specdec.bench/1":
-        raise ValueError(f"schema {schema!r}: expected a record of specdec.bench/1")
+    if schema != SCHEMA:
+        raise ValueError(f"schema {schema!r}: expected a record of {SCHEMA}")
     found = {
         each["name"]: acceptance
         for each in record.get("methods", ())

@@ -152,6 +152,23 @@ def test_a_wrong_token_stops_everything(
     assert not (tmp_path / "runs.jsonl").exists()
 
 
+def test_a_wrong_token_in_an_early_round_stops_everything(
+    small: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Times of the first round count like those of the last; so must its answers."""
+    original = bench_run._answered
+
+    def planted(*args: Any) -> Any:
+        for name, ran in original(*args):
+            if name == PLAIN and args[-2:] == (0, 1):
+                ran.answers[0].tokens[-1] = 1
+            yield name, ran
+
+    monkeypatch.setattr(bench_run, "_answered", planted)
+    with pytest.raises(GateError, match=r"specdec, no drafting.*1 of 6 answers"):
+        run(small, replace(PLAN, rounds=2), tmp_path)
+
+
 def test_who_refuses_is_named_and_left_out(small: Any, tmp_path: Path) -> None:
     """Rivals that cannot do it, and an answer that nobody can compare, such as a sampled one."""
     plan = replace(PLAN, batches=(2, 1), temperatures=(0.0, 0.7))
