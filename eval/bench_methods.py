@@ -17,6 +17,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 from transformers.generation.streamers import BaseStreamer
 
+from specdec.calls import verifier_for
 from specdec.choice import OneDrafter, resolve_drafter, resolve_tree
 from specdec.drafters import TextOnlyDrafter
 from specdec.engine import Adaptive
@@ -24,7 +25,7 @@ from specdec.engine.request import Emission
 from specdec.eval.bench_plan import Contender, Plan
 from specdec.eval.chain_loop import chain_loop
 from specdec.eval.drafter_bench import label
-from specdec.generation import generate, verifier_for
+from specdec.generation import generate
 from specdec.interfaces import Drafter
 from specdec.policies import Relaxed, load_policy
 from specdec.stats import AcceptanceStats

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from specdec.interfaces import Drafter, DraftRequest, Verifier, VerifierSpec
     from specdec.policies import Relaxed, load_policy, save_policy
     from specdec.saved_reliance import load_reliance
+    from specdec.serving import AsyncEngine, ThreadedEngine
     from specdec.stats import AcceptanceStats
     from specdec.tree import DraftTree, Topology, chain, static, topology
     from specdec.verifiers import TransformersVerifier
@@ -22,6 +23,7 @@ __version__ = "0.1.0.dev0"
 _HOMES = {
     "AcceptanceStats": "specdec.stats",
     "Adaptive": "specdec.engine",
+    "AsyncEngine": "specdec.serving",
     "DraftRequest": "specdec.interfaces",
     "DraftTree": "specdec.tree",
     "Drafter": "specdec.interfaces",
@@ -29,6 +31,7 @@ _HOMES = {
     "NgramDrafter": "specdec.drafters",
     "Relaxed": "specdec.policies",
     "TextOnlyDrafter": "specdec.drafters",
+    "ThreadedEngine": "specdec.serving",
     "Topology": "specdec.tree",
     "TransformersVerifier": "specdec.verifiers",
     "Verifier": "specdec.interfaces",
@@ -48,6 +51,7 @@ _HOMES = {
 __all__ = [
     "AcceptanceStats",
     "Adaptive",
+    "AsyncEngine",
     "DraftRequest",
     "DraftTree",
     "Drafter",
@@ -55,6 +59,7 @@ __all__ = [
     "NgramDrafter",
     "Relaxed",
     "TextOnlyDrafter",
+    "ThreadedEngine",
     "Topology",
     "TransformersVerifier",
     "Verifier",

@@ -216,6 +216,8 @@ def decodings(
     rule: Rule | None = None,
     *,
     keep_keys: bool = False,
+    drafts: bool = True,
+    top_logprobs: int | None = None,
 ) -> list[Decoding]:
     """What the engine is told about each row of a call.
 
@@ -248,6 +250,8 @@ def decodings(
             together=own.together,
             rule=rule,
             keep_keys=keep_keys,
+            drafts=drafts,
+            top_logprobs=top_logprobs,
         )
         for processor, stopping in zip(own.processors, own.stoppings, strict=True)
     ]

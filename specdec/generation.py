@@ -6,7 +6,7 @@ What a call asks for is :mod:`specdec.arguments`, what it gives back :mod:`specd
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -29,8 +29,8 @@ from specdec.arguments import (
     prepare,
     runs_prompt,
     shows_states,
-    stop_tokens,
 )
+from specdec.calls import check_gives, rule_of, verifier_for
 from specdec.choice import (
     Choice,
     DrafterLike,
@@ -41,14 +41,12 @@ from specdec.choice import (
 )
 from specdec.engine import Emission, Engine
 from specdec.engine.engine import DEFAULT_SHAPE
-from specdec.engine.estimates import needs
-from specdec.interfaces import Drafter, Prompt, reads_of
+from specdec.interfaces import Prompt
 from specdec.outputs import Columns, assemble, sequences_of
-from specdec.policies import Acceptance, Speaker, resolve
+from specdec.policies import Acceptance
 from specdec.states import Shown, give_keys, gives_keys, run_prompt, show
 from specdec.switch import replaced
 from specdec.verifiers import TransformersVerifier
-from specdec.verifiers.spec import read_spec
 
 
 def generate(
@@ -113,10 +111,10 @@ def generate(
     streamer = kwargs.pop("streamer", None)
     try:
         check_arguments(model, kwargs)
-        rule = _rule(model, acceptance, kwargs)
+        rule = rule_of(model, acceptance, kwargs)
         choice = choose(model, drafter, tree, kwargs)
         own = verifier or verifier_for(model, choice.drafter, rule, kv_cache_bytes)
-        _check_taps(own, rule)
+        check_gives(own, rule)
         engine = _engine(own, choice)
         prepared = prepare(model, kwargs)
         if verifier is None:
@@ -152,7 +150,7 @@ def decoder(
     ) -> Any:
         asked = model_kwargs | {"generation_config": generation_config}
         check_arguments(model, asked)
-        rule = _rule(model, acceptance, asked)
+        rule = rule_of(model, acceptance, asked)
         prepared = Prepared(
             model, input_ids, logits_processor, stopping_criteria, generation_config, model_kwargs
         )
@@ -184,7 +182,7 @@ def enabled(
         ValueError: what :func:`generate` would refuse whatever the call.
     """
     drafter = resolve_drafter(drafter, model)
-    verifier = verifier_for(model, drafter, _rule(model, acceptance, {}), kv_cache_bytes)
+    verifier = verifier_for(model, drafter, rule_of(model, acceptance, {}), kv_cache_bytes)
     shape = resolve_tree(tree)  # what it measures lasts as long as the context
     _engine(verifier, Choice(drafter, shape))
     one_call = threading.RLock()  # pages and drafters are not made for two at once
@@ -196,43 +194,6 @@ def enabled(
 
     with replaced(model, replacement):
         yield model
-
-
-def _rule(model: PreTrainedModel, acceptance: Acceptance, kwargs: Mapping[str, Any]) -> Rule | None:
-    """What ``acceptance`` means in a call."""
-    if acceptance == "lossless":
-        return None
-    tokenizer, ends = kwargs.get("tokenizer"), stop_tokens(model, kwargs)
-    return resolve(acceptance, Speaker(model, read_spec(model), tokenizer, ends))
-
-
-def verifier_for(
-    model: PreTrainedModel,
-    drafter: Drafter | None,
-    rule: Rule | None = None,
-    kv_cache_bytes: int | None = None,
-) -> TransformersVerifier:
-    """A verifier that gives what the drafter and the rule read."""
-    wanted, reads = needs(rule), reads_of(drafter)
-    return TransformersVerifier(
-        model,
-        kv_cache_bytes=kv_cache_bytes,
-        hidden="hidden" in wanted,
-        visual_mass="visual_mass" in wanted,
-        taps=reads.layers,
-        gaze=reads.gaze,
-        gaze_every=reads.gaze_every,
-    )
-
-
-def _check_taps(verifier: TransformersVerifier, rule: Rule | None) -> None:
-    missing = needs(rule) - {"divergence"} - verifier.gives
-    if missing:
-        what = ", ".join(f"{name}=True" for name in sorted(missing))
-        raise ValueError(
-            f"acceptance reads {', '.join(sorted(missing))}, and verifier= gives none of it: make "
-            f"it with TransformersVerifier(model, {what})"
-        )
 
 
 def _engine(verifier: TransformersVerifier, choice: Choice) -> Engine:

@@ -12,6 +12,7 @@ import specdec
 PUBLIC = [
     "AcceptanceStats",
     "Adaptive",
+    "AsyncEngine",
     "DraftRequest",
     "DraftTree",
     "Drafter",
@@ -19,6 +20,7 @@ PUBLIC = [
     "NgramDrafter",
     "Relaxed",
     "TextOnlyDrafter",
+    "ThreadedEngine",
     "Topology",
     "TransformersVerifier",
     "Verifier",

@@ -237,6 +237,11 @@ class TransformersVerifier:
         """Pages that hold keys of some request."""
         return self._paged.kv.allocator.num_taken
 
+    @property
+    def pages_limit(self) -> int | None:
+        """Pages that there may be; ``None`` before the first prompt, or without a limit."""
+        return self._paged.kv.allocator.limit
+
     def visual_pages(self, handle: Handle) -> list[int]:
         """The request's pages that hold visual tokens."""
         sequence, size = handle.sequence, self._paged.kv.page_size

@@ -9,6 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from itertools import count
 from typing import Any
 
 import torch
@@ -18,8 +19,9 @@ from specdec.acceptance import Verdict
 from specdec.cache import OutOfPages
 from specdec.engine.controller import Adaptive, planner_for
 from specdec.engine.estimates import estimates
+from specdec.engine.limits import Limits
 from specdec.engine.planner import outcome_of
-from specdec.engine.request import Decoding, Emission, Request
+from specdec.engine.request import Decoding, Emission, FinishReason, Request
 from specdec.engine.target import Target
 from specdec.engine.together import by_batch
 from specdec.interfaces import Drafter, Prefilled, Prompt, Verified, Verifier, reads_of
@@ -46,6 +48,7 @@ class Engine:
         verifier: Verifier,
         drafter: Drafter | None,
         shape: Shape | Adaptive = DEFAULT_SHAPE,
+        limits: Limits | None = None,
     ) -> None:
         if drafter is not None:
             drafter.check(verifier.spec)
@@ -65,33 +68,78 @@ class Engine:
         self._full = False  # the pages do not suffice for those who wait
         self._running: list[Request] = []
         self._kept: list[Any] = []  # handles of finished requests
-        self._next_id = 0
+        self.limits = limits or Limits()
+        self._ids = count()
 
-    def submit(self, prompt: Prompt, decoding: Decoding | Sequence[Decoding]) -> list[Request]:
+    def submit(
+        self, prompt: Prompt, decoding: Decoding | Sequence[Decoding], priority: int = 0
+    ) -> list[Request]:
         """Queue the rows of ``prompt``; they are prefilled together by a later step.
 
         Args:
             prompt: the rows.
             decoding: how to decode them, or each of them.
+            priority: see :class:`Limits`.
 
         Raises:
             ValueError: the prompt leaves no room for an answer.
         """
-        rows, length = prompt.input_ids.shape
+        rows = len(prompt.input_ids)
         each = [decoding] * rows if isinstance(decoding, Decoding) else decoding
+        requests = self.requests(prompt, each, priority)
+        self.enqueue(requests)
+        return requests
+
+    def requests(
+        self, prompt: Prompt, each: Sequence[Decoding], priority: int = 0
+    ) -> list[Request]:
+        """The first half of :meth:`submit`, which any thread may do."""
+        length = prompt.input_ids.shape[1]
         if length >= each[0].max_length:
             raise ValueError(
                 f"the prompt has {length} tokens, max_length={each[0].max_length} leaves no room "
                 "for an answer; raise max_length or pass max_new_tokens"
             )
         requests = [
-            Request.from_row(self._next_id + row, prompt, row, each[row]) for row in range(rows)
+            Request.from_row(next(self._ids), prompt, row, decoding, priority)
+            for row, decoding in enumerate(each)
         ]
         if each[0].together is not None:
             each[0].together.rows = requests
-        self._next_id += rows
-        self._waiting.append(requests)
         return requests
+
+    def enqueue(self, requests: list[Request]) -> None:
+        """The second half: rows of one prompt, in order."""
+        self._waiting.append(requests)
+
+    def cancel(self, request: Request, reason: FinishReason = "cancelled") -> None:
+        """End a request, wherever it is, and give back what it holds."""
+        if request.finished:
+            return
+        request.finish_reason = reason
+        self._waiting = [
+            rest for rows in self._waiting if (rest := [row for row in rows if row is not request])
+        ]
+        if request in self._running:
+            self._running.remove(request)
+            self._release(request)
+            self._full = False
+
+    def abort(self, error: BaseException) -> None:
+        """End all requests by an error."""
+        for request in [*self._running, *(row for rows in self._waiting for row in rows)]:
+            request.error = error
+            self.cancel(request, "error")
+
+    @property
+    def num_running(self) -> int:
+        """Requests whose answers grow."""
+        return len(self._running)
+
+    @property
+    def num_prefilling(self) -> int:
+        """Requests whose prompts are being computed."""
+        return 0
 
     @property
     def has_work(self) -> bool:
@@ -181,12 +229,12 @@ class Engine:
             raise
         targets = []
         each = zip(requests, prefilled.handles, prefilled.logits, prefilled.cached, strict=True)
-        for request, handle, row, count in each:
+        for request, handle, row, cached in each:
             request.handle = handle
             self._running.append(request)
             for stats in (request.stats, self.stats):
                 stats.num_prompt_tokens += request.view.prompt_length
-                stats.num_cached_tokens += count
+                stats.num_cached_tokens += cached
             if not request.output:
                 # A prompt of embeddings has no tokens.
                 root = request.view.tokens[-1] if request.view.tokens else 0

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -19,16 +19,39 @@ from specdec.ledger import Entry
 from specdec.stats import AcceptanceStats
 from specdec.tree import chain
 
+FinishReason = Literal["stop", "length", "cancelled", "timeout", "error"]
+
+
+class Logprobs(NamedTuple):
+    """Natural logarithms of the model's own probabilities, before any processor.
+
+    Attributes:
+        own: of the token that was chosen.
+        top: the most probable tokens with theirs, best first.
+    """
+
+    own: float
+    top: tuple[tuple[int, float], ...]
+
 
 class Emission(NamedTuple):
-    """One token of an answer. ``drafted``: a drafter proposed it and the verifier kept it;
-    ``relaxed``: lossless acceptance would not have.
+    """One token of an answer.
+
+    Attributes:
+        request_id: the row that it belongs to.
+        token: its id.
+        drafted: a drafter proposed it and the verifier kept it.
+        relaxed: lossless acceptance would not have.
+        spent: what relaxed acceptance spent on it of its bound.
+        logprobs: if they were asked for.
     """
 
     request_id: int
     token: int
     drafted: bool
     relaxed: bool = False
+    spent: float = 0.0
+    logprobs: Logprobs | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +73,9 @@ class Decoding:
             ``None``.
         rule: decides how far a tree is accepted; ``None`` is losslessly.
         keep_keys: a finished request keeps its handle, until the engine is closed.
+        drafts: whether anything may be drafted for it.
+        top_logprobs: give every token's :class:`Logprobs`, with so many alternatives; ``None``
+            gives none.
     """
 
     max_length: int
@@ -64,6 +90,8 @@ class Decoding:
     together: Together | None = None
     rule: Rule | None = None
     keep_keys: bool = False
+    drafts: bool = True
+    top_logprobs: int | None = None
 
 
 @dataclass(slots=True, eq=False)
@@ -79,7 +107,10 @@ class Request:
         length: how much of ``ids`` is filled.
         row: which row of its batch the request is.
         handle: the verifier's; ``None`` while the request holds no keys.
-        finished: the answer is complete.
+        finish_reason: why it ended: a stop token or criterion, its length, from outside, or an
+            error; ``None`` while it goes on.
+        error: what went wrong, if something did.
+        priority: requests with a higher one are let in first.
         held: nothing was to be drafted in its last step, because that would not have paid.
         scores: per output token its processed scores ``(V,)``, if kept.
         logits: per output token its raw logits ``(V,)``, if kept.
@@ -93,7 +124,9 @@ class Request:
     length: int
     row: int = 0
     handle: Any = None
-    finished: bool = False
+    finish_reason: FinishReason | None = None
+    error: BaseException | None = None
+    priority: int = 0
     held: bool = False
     stats: AcceptanceStats = field(default_factory=AcceptanceStats)
     scores: list[Tensor] = field(default_factory=list)
@@ -102,7 +135,9 @@ class Request:
     _text: GuardState | None = None  # what is open behind the answer, if there are guards
 
     @classmethod
-    def from_row(cls, request_id: int, prompt: Prompt, row: int, decoding: Decoding) -> Request:
+    def from_row(
+        cls, request_id: int, prompt: Prompt, row: int, decoding: Decoding, priority: int = 0
+    ) -> Request:
         """The request of one row of ``prompt``."""
         padded = prompt.input_ids[row]
         tokens = padded[prompt.padding[row] :].tolist()
@@ -119,7 +154,12 @@ class Request:
             prompt=prompt,
             row=row,
         )
-        return cls(prompt, view=view, decoding=decoding, ids=ids, length=len(padded), row=row)
+        return cls(prompt, view, decoding, ids, len(padded), row, priority=priority)
+
+    @property
+    def finished(self) -> bool:
+        """Whether the answer is complete, or will never be."""
+        return self.finish_reason is not None
 
     @property
     def output(self) -> list[int]:
@@ -168,7 +208,11 @@ class Request:
             guards = decoding.rule.guards
             before = guards.start if self._text is None else self._text
             self._text = guards.advance(before, token)
-        self.finished = token in decoding.eos_token_ids or self.length >= decoding.max_length
+        stops = token in decoding.eos_token_ids
         if decoding.stopping is not None:
             scores = tuple(score[None] for score in self.scores) or None
-            self.finished |= decoding.stopping(self.ids[None, : self.length], scores)
+            stops |= decoding.stopping(self.ids[None, : self.length], scores)
+        if stops:
+            self.finish_reason = "stop"
+        elif self.length >= decoding.max_length:
+            self.finish_reason = "length"

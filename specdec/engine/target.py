@@ -23,7 +23,7 @@ from specdec.acceptance import (
     supply,
     uniforms_needed,
 )
-from specdec.engine.request import Emission, Request
+from specdec.engine.request import Emission, Logprobs, Request
 from specdec.ledger import Entry
 from specdec.tree import DraftTree
 
@@ -147,8 +147,20 @@ class Target:
         decision = self._decisions.get(self._reached)
         if decision is not None:
             request.record(self._entry(decision, drafted))
-        relaxed = decision is not None and decision.relaxed
-        self.emissions.append(Emission(request.view.id, token, drafted, relaxed))
+        spent, relaxed = (0.0, False) if decision is None else (decision.spent, decision.relaxed)
+        logprobs = self._logprobs(token)
+        emission = Emission(request.view.id, token, drafted, relaxed, spent, logprobs)
+        self.emissions.append(emission)
+
+    def _logprobs(self, token: int) -> Logprobs | None:
+        """Those behind the node that was reached last, if they are wanted."""
+        count = self.request.decoding.top_logprobs
+        if count is None:
+            return None
+        logprobs = self.logits[self._reached].float().log_softmax(-1)
+        top = logprobs.topk(min(count, len(logprobs)))
+        pairs = zip(top.indices.tolist(), top.values.tolist(), strict=True)
+        return Logprobs(float(logprobs[token]), tuple(pairs))
 
     def _entry(self, decision: Decision, drafted: bool) -> Entry:
         return Entry(

@@ -62,7 +62,8 @@ class Together:
         self._ended = stops if self._ended is None else self._ended | stops
         if self.ends_alone or bool(self._ended.all()):
             for request, ended in zip(self.rows, self._ended.tolist(), strict=True):
-                request.finished |= ended
+                if ended:
+                    request.finish_reason = request.finish_reason or "stop"
 
     def _ids(self) -> Tensor:
         """Everything said so far ``(B, T)``, padding behind what has ended."""

@@ -1,0 +1,22 @@
+"""Engines that run by themselves, for code that serves many at once, and an HTTP server."""
+
+from specdec.serving.asynchronous import AsyncEngine, AsyncStream
+from specdec.serving.threaded import (
+    EngineClosed,
+    EngineStats,
+    QueueFull,
+    RequestFailed,
+    Stream,
+    ThreadedEngine,
+)
+
+__all__ = [
+    "AsyncEngine",
+    "AsyncStream",
+    "EngineClosed",
+    "EngineStats",
+    "QueueFull",
+    "RequestFailed",
+    "Stream",
+    "ThreadedEngine",
+]

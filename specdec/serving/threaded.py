@@ -1,0 +1,333 @@
+"""An engine that runs by itself: one thread owns the models, all others ask and listen."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import Counter, deque
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, Protocol, TypeVar
+
+import torch
+from transformers import PreTrainedModel
+
+from specdec.arguments import check_arguments, decodings, prepare, runs_prompt
+from specdec.calls import check_gives, fresh_generator, rule_of, verifier_for
+from specdec.choice import DrafterLike, TreeLike, resolve_drafter, resolve_tree
+from specdec.engine import Decoding, Emission, Engine, Limits, Request
+from specdec.interfaces import Prompt
+from specdec.policies import Acceptance
+from specdec.serving.stream import EngineClosed, QueueFull, RequestFailed, Stream
+from specdec.stats import AcceptanceStats
+
+__all__ = ["EngineClosed", "EngineStats", "QueueFull", "RequestFailed", "Stream", "ThreadedEngine"]
+
+_SNAPSHOT = 0.05  # seconds: how old the statistics may be while steps go on
+
+
+@dataclass(frozen=True, slots=True)
+class EngineStats:
+    """How an engine that runs by itself is doing.
+
+    Attributes:
+        running: requests whose answers grow.
+        prefilling: requests whose prompts are being computed.
+        waiting: requests before that.
+        finished: requests that ended by themselves, so far.
+        cancelled: requests that were ended from outside or ran out of time, so far.
+        failed: requests that ended by an error, so far.
+        pages_taken: pages of keys that some request holds.
+        pages_limit: pages that there may be; ``None`` while that is not known.
+        kv_bytes: what keys and values take.
+        acceptance: what speculation achieved so far, preemptions and cached tokens included.
+        draining: no requests are taken any more.
+        error: what ended the engine's thread, if something did; then it is of no use any more.
+    """
+
+    running: int = 0
+    prefilling: int = 0
+    waiting: int = 0
+    finished: int = 0
+    cancelled: int = 0
+    failed: int = 0
+    pages_taken: int = 0
+    pages_limit: int | None = None
+    kv_bytes: int = 0
+    acceptance: AcceptanceStats = field(default_factory=AcceptanceStats)
+    draining: bool = False
+    error: BaseException | None = None
+
+
+class Listener(Protocol):
+    """Whoever reads an answer."""
+
+    ended: bool
+
+    def deliver(self, emissions: list[Emission], ended: bool) -> None:
+        """Take in new tokens, and whether these were the last."""
+
+
+_Stream = TypeVar("_Stream", bound=Listener)
+
+
+class ThreadedEngine:
+    """Runs an :class:`Engine` in a thread of its own; everything here may be called from any.
+
+    Args:
+        model: as for :func:`specdec.generate`.
+        drafter: likewise.
+        tree: likewise; by default as much is drafted as pays under the load that there is.
+        acceptance: of requests that do not say.
+        kv_cache_bytes: what the verifier's keys and values may take.
+        limits: how much may run and wait at once.
+
+    Raises:
+        ValueError: what :func:`specdec.generate` would refuse whatever the call.
+    """
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        drafter: DrafterLike = None,
+        *,
+        tree: TreeLike = "auto",
+        acceptance: Acceptance = "lossless",
+        kv_cache_bytes: int | None = None,
+        limits: Limits | None = None,
+    ) -> None:
+        self.model = model
+        self.acceptance = acceptance
+        self.limits = limits or Limits()
+        drafts = resolve_drafter(drafter, model)
+        self.verifier = verifier_for(model, drafts, rule_of(model, acceptance, {}), kv_cache_bytes)
+        self._engine = Engine(self.verifier, drafts, resolve_tree(tree), self.limits)
+        self._preparing = threading.Lock()
+        self._wake = threading.Condition()  # guards what follows
+        self._inbox: deque[Callable[[], None]] = deque()
+        self._open: dict[int, _Open] = {}
+        self._draining = self._closing = False
+        self._stats, self._told = EngineStats(), 0.0
+        self._ended = Counter[str]()
+        self._seconds = 1.0  # that a request takes, lately
+        self._thread = threading.Thread(target=self._run, name="specdec-engine", daemon=True)
+        self._thread.start()
+
+    def submit(self, **kwargs: Any) -> Stream:
+        """Ask for an answer.
+
+        Args:
+            acceptance: as for :func:`specdec.generate`; by default the engine's own.
+            generator: source of randomness when sampling, this request's own.
+            priority: requests with a higher one are let in first, though nobody waits for ever:
+                see :class:`Limits`.
+            timeout: seconds after which it ends, however far it is.
+            drafts: whether anything may be drafted for it.
+            top_logprobs: give every token's :class:`Logprobs`, with so many alternatives.
+            **kwargs: as for ``model.generate``, of one prompt: ``input_ids``, ``pixel_values``,
+                ``max_new_tokens``, ``do_sample``, ``logits_processor``, …
+
+        Raises:
+            ValueError: what :func:`specdec.generate` would refuse, or several prompts at once.
+            QueueFull: too many wait.
+            EngineClosed: it takes none any more.
+        """
+        return self.open(Stream, **kwargs)
+
+    def open(
+        self,
+        listener: Callable[[Request, Callable[[Request], None]], _Stream],
+        *,
+        acceptance: Acceptance | None = None,
+        generator: torch.Generator | None = None,
+        priority: int = 0,
+        timeout: float | None = None,
+        drafts: bool = True,
+        top_logprobs: int | None = None,
+        **kwargs: Any,
+    ) -> _Stream:
+        """As :meth:`submit`, for a reader of another kind: ``listener(request, cancel)``."""
+        self._check_open()
+        prompt, decoding = self._prepare(
+            self.acceptance if acceptance is None else acceptance,
+            generator,
+            kwargs,
+            drafts,
+            top_logprobs,
+        )
+        (request,) = self._engine.requests(prompt, [decoding], priority)
+        stream = listener(request, self._cancel)
+        deadline = None if timeout is None else time.monotonic() + timeout
+        with self._wake:
+            self._check_open()
+            self._open[request.view.id] = _Open(request, stream, deadline)
+            self._inbox.append(lambda: self._engine.enqueue([request]))
+            self._wake.notify()
+        return stream
+
+    @property
+    def stats(self) -> EngineStats:
+        """How it is doing, as of some milliseconds ago."""
+        return self._stats
+
+    def drain(self, timeout: float | None = None) -> bool:
+        """Take no more requests and wait until those that there are have ended.
+
+        Returns:
+            Whether they have; not, if ``timeout`` seconds were too few.
+        """
+        with self._wake:
+            self._draining = True
+            self._tell(force=True)
+            return self._wake.wait_for(lambda: not self._open, timeout)
+
+    def close(self) -> None:
+        """End what runs, and the thread. Harmless if that was done before."""
+        with self._wake:
+            self._draining = self._closing = True
+            self._wake.notify_all()
+        if self._thread is not threading.current_thread():
+            self._thread.join()
+
+    def __enter__(self) -> ThreadedEngine:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
+    def _check_open(self) -> None:
+        if self._draining:
+            raise EngineClosed("this engine takes no requests any more: it was drained or closed")
+        waiting = len(self._open) - self.limits.max_batch
+        if waiting >= self.limits.max_waiting:
+            turns = len(self._open) / self.limits.max_batch
+            raise QueueFull(waiting, min(max(1.0, turns * self._seconds), 60.0))
+
+    def _prepare(
+        self,
+        acceptance: Acceptance,
+        generator: torch.Generator | None,
+        kwargs: dict[str, Any],
+        drafts: bool,
+        top_logprobs: int | None,
+    ) -> tuple[Prompt, Decoding]:
+        """What a call asks for, in the engine's terms."""
+        model = self.model
+        check_arguments(model, kwargs)
+        rule = rule_of(model, acceptance, kwargs)
+        check_gives(self.verifier, rule)
+        with self._preparing:
+            prepared = prepare(model, kwargs)
+        if runs_prompt(prepared.model_kwargs, prepared.generation_config):
+            raise ValueError(
+                "an engine takes no past_key_values, inputs_embeds, prefill_chunk_size or hidden "
+                "states of one request; specdec.generate does"
+            )
+        if len(prepared.input_ids) != 1:
+            raise ValueError(
+                f"{len(prepared.input_ids)} prompts in one call; submit them one by one, they run "
+                "together all the same"
+            )
+        prompt = Prompt(prepared.input_ids, prepared.padding, prepared.model_kwargs)
+        (decoding,) = decodings(
+            prepared,
+            generator or fresh_generator(),
+            rule,
+            drafts=drafts,
+            top_logprobs=top_logprobs,
+        )
+        return prompt, decoding
+
+    def _cancel(self, request: Request) -> None:
+        with self._wake:
+            self._inbox.append(lambda: self._engine.cancel(request))
+            self._wake.notify()
+
+    def _run(self) -> None:
+        """The engine's thread."""
+        while self._await_work():
+            emissions: list[Emission] = []
+            try:
+                if self._engine.has_work:
+                    emissions = self._engine.step()
+            except Exception as error:  # a bug of ours: who was there fails, who comes is served
+                self._engine.abort(error)
+            self._hand_out(emissions)
+        self._engine.abort(EngineClosed("the engine was closed"))
+        self._hand_out([])
+
+    def _await_work(self) -> bool:
+        """Do what was asked for; whether to go on."""
+        with self._wake:
+            while not (self._inbox or self._engine.has_work or self._closing):
+                self._tell(force=True)
+                self._wake.wait()
+            if self._closing:
+                return False
+            asked = list(self._inbox)
+            self._inbox.clear()
+        for do in asked:
+            do()
+        now = time.monotonic()
+        for each in list(self._open.values()):
+            if each.deadline is not None and now > each.deadline:
+                self._engine.cancel(each.request, "timeout")
+        return True
+
+    def _hand_out(self, emissions: list[Emission]) -> None:
+        """Give everybody what is theirs, and see who has ended."""
+        each: dict[int, list[Emission]] = {}
+        for emission in emissions:
+            each.setdefault(emission.request_id, []).append(emission)
+        ended = [i for i, there in self._open.items() if there.request.finished]
+        for index, new in each.items():
+            if index in self._open and index not in ended:
+                self._open[index].listener.deliver(new, False)
+        with self._wake:
+            gone = [(i, self._open.pop(i)) for i in ended]
+            for _, there in gone:
+                self._count(there)
+            self._tell(force=bool(gone))
+            self._wake.notify_all()
+        for index, there in gone:
+            there.listener.ended = True
+            there.listener.deliver(each.get(index, []), True)
+
+    def _count(self, there: _Open) -> None:
+        kind = {"error": "failed", "cancelled": "cancelled", "timeout": "cancelled"}.get(
+            there.request.finish_reason or "", "finished"
+        )
+        self._ended[kind] += 1
+        self._seconds += 0.1 * (time.monotonic() - there.since - self._seconds)
+
+    def _tell(self, *, force: bool = False) -> None:
+        """Renew the statistics, unless they are fresh."""
+        now = time.monotonic()
+        if force or now - self._told > _SNAPSHOT:
+            self._told = now
+            engine, verifier, acceptance = self._engine, self.verifier, AcceptanceStats()
+            acceptance.merge(engine.stats)
+            running, prefilling = engine.num_running, engine.num_prefilling
+            self._stats = EngineStats(
+                running=running,
+                prefilling=prefilling,
+                waiting=len(self._open) - running - prefilling,
+                finished=self._ended["finished"],
+                cancelled=self._ended["cancelled"],
+                failed=self._ended["failed"],
+                pages_taken=verifier.pages_taken,
+                pages_limit=verifier.pages_limit,
+                kv_bytes=verifier.bytes_taken,
+                acceptance=acceptance,
+                draining=self._draining,
+            )
+
+
+@dataclass(slots=True, eq=False)
+class _Open:
+    """A request that has not ended."""
+
+    request: Request
+    listener: Listener
+    deadline: float | None
+    since: float = field(default_factory=time.monotonic)
