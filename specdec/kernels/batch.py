@@ -198,8 +198,12 @@ class TreeBatch:
 
     def target(self, device: torch.device) -> slice | Tensor:
         """As :meth:`slots`; a slice where they follow one another."""
+        return self.slots(device) if self._run is None else self._run
+
+    @cached_property
+    def _run(self) -> slice | None:
         if len(self.requests) > 1 or not self.requests[0].contiguous:
-            return self.slots(device)
+            return None
         request = self.requests[0]
         stop = request.slot(0, self.page_size) + request.length
         return slice(stop - request.nodes, stop)
