@@ -262,14 +262,14 @@ BUGS = (
     Bug(
         "flags of a page's former owner stay",
         "specdec/cache/pools.py",
-        "self.visual.view(-1, self._page_size)[pages] = 0",
+        "self._visual.view(-1, self._page_size)[pages] = 0",
         "pass",
         "tests/verifiers/test_visual_mass.py",
     ),
     Bug(
         "flags are not copied with a page",
         "specdec/cache/pools.py",
-        "return rows if self.visual is None else [*rows, self.visual.view(-1, 1, 1)]",
+        "return rows if self._visual is None else [*rows, self._visual.view(-1, 1, 1)]",
         "return rows",
         "tests/cache",
     ),
