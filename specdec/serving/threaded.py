@@ -103,6 +103,7 @@ class ThreadedEngine:
         self.limits = limits or Limits()
         drafts = resolve_drafter(drafter, model)
         self.verifier = verifier_for(model, drafts, rule_of(model, acceptance, {}), kv_cache_bytes)
+        self.verifier.measure()
         self._engine = Engine(self.verifier, drafts, resolve_tree(tree), self.limits, isolates=True)
         self._preparing = threading.Lock()
         self._wake = threading.Condition()  # guards what follows
