@@ -155,7 +155,7 @@ class ThreadedEngine:
         **kwargs: Any,
     ) -> _Stream:
         """As :meth:`submit`, for a reader of another kind: ``listener(request, cancel)``."""
-        self._check_open()
+        self.check_open()
         prompt, decoding = self._prepare(
             self.acceptance if acceptance is None else acceptance,
             generator,
@@ -167,7 +167,7 @@ class ThreadedEngine:
         stream = listener(request, self._cancel)
         deadline = None if timeout is None else time.monotonic() + timeout
         with self._wake:
-            self._check_open()
+            self.check_open()
             self._open[request.view.id] = _Open(request, stream, deadline)
         self._prompts.put(request)
         return stream
@@ -204,7 +204,13 @@ class ThreadedEngine:
     def __exit__(self, *exception: object) -> None:
         self.close()
 
-    def _check_open(self) -> None:
+    def check_open(self) -> None:
+        """Whether a request would be taken now; costs nothing.
+
+        Raises:
+            QueueFull: too many wait.
+            EngineClosed: none are taken any more.
+        """
         if self._draining:
             raise EngineClosed("this engine takes no requests any more: it was drained or closed")
         waiting = len(self._open) - self.limits.max_batch
