@@ -23,6 +23,10 @@ class EventStream(StreamingResponse):
     Args:
         events: closed at the end, whatever ends it.
         at_end: called then, even if nobody ever read an event.
+        seconds: after which a reader who has not read all of it is hung up on.
+
+    Raises:
+        ClientGone: instead of sending on, after that time.
     """
 
     def __init__(self, events: AsyncGenerator[bytes, None], at_end: Callable[[], None]) -> None:
