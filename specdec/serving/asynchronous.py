@@ -45,12 +45,19 @@ class AsyncStream(Answer):
             self._arrived.put_nowait(None)
 
     async def __aiter__(self) -> AsyncIterator[Emission]:
-        while (emissions := await self._arrived.get()) is not None:
+        while emissions := await self.step():
             for emission in emissions:
                 yield emission
-        self._arrived.put_nowait(None)  # for whoever iterates again
+
+    async def step(self) -> list[Emission]:
+        """The tokens that arrive together next; none at the end of the answer."""
+        emissions = await self._arrived.get()
+        if emissions is not None:
+            return emissions
+        self._arrived.put_nowait(None)  # for whoever asks again
         if failed := self.failure():
             raise failed
+        return []
 
     async def result(self) -> list[int]:
         """Wait for the end; all tokens."""
@@ -82,7 +89,13 @@ class AsyncEngine:
         def submit() -> AsyncStream:
             return self.threaded.open(listener, **kwargs)
 
-        return await asyncio.to_thread(submit)
+        opening = asyncio.ensure_future(asyncio.to_thread(submit))
+        try:
+            return await asyncio.shield(opening)
+        except asyncio.CancelledError:
+            # The thread goes on, and nobody will read what it opens.
+            opening.add_done_callback(_cancel)
+            raise
 
     @property
     def stats(self) -> EngineStats:
@@ -102,3 +115,8 @@ class AsyncEngine:
 
     async def __aexit__(self, *exception: object) -> None:
         await self.close()
+
+
+def _cancel(opening: asyncio.Future[AsyncStream]) -> None:
+    if not opening.cancelled() and opening.exception() is None:
+        opening.result().cancel()
