@@ -168,7 +168,8 @@ class Controller:
             return nothing
         if self._probe is not None and self._probe.id not in self._rows:
             self._end_probe(self._probe)
-        if self._probe is None and self._age >= (1 if measured.is_new else _PATIENCE):
+        quick = measured.is_new and len(ids) <= _PATIENCE  # choosing for more takes long
+        if self._probe is None and self._age >= (1 if quick else _PATIENCE):
             self._choose(ids)
         if measured.drafts:
             if timed and self._since_plain >= _PLAIN_EVERY:
