@@ -91,16 +91,15 @@ class ThreadedEngine:
     def submit(self, **kwargs: Any) -> Stream:
         """Ask for an answer.
 
-        Args:
-            acceptance: as for :func:`specdec.generate`; by default the engine's own.
-            generator: source of randomness when sampling, this request's own.
-            priority: requests with a higher one are let in first, though nobody waits for ever:
-                see :class:`Limits`.
-            timeout: seconds after which it ends, however far it is.
-            drafts: whether anything may be drafted for it.
-            top_logprobs: give every token's :class:`Logprobs`, with so many alternatives.
-            **kwargs: as for ``model.generate``, of one prompt: ``input_ids``, ``pixel_values``,
-                ``max_new_tokens``, ``do_sample``, ``logits_processor``, …
+        Takes the arguments of ``model.generate``, of one prompt, and
+
+        - ``acceptance``: as for :func:`specdec.generate`; by default the engine's own;
+        - ``generator``: source of randomness when sampling, this request's own;
+        - ``priority``: requests with a higher one are let in first, though nobody waits for ever:
+          see :class:`Limits`;
+        - ``timeout``: seconds after which it ends, however far it is;
+        - ``drafts``: whether anything may be drafted for it;
+        - ``top_logprobs``: give every token's :class:`Logprobs`, with so many alternatives.
 
         Raises:
             ValueError: what :func:`specdec.generate` would refuse, or several prompts at once.
