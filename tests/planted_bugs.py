@@ -38,6 +38,8 @@ ENGINE = "tests/engine tests/test_generation.py tests/verifiers"
 GUARDS = "tests/test_guards.py"
 REPORT = "tests/eval/test_report.py"
 DOCS = "tests/docs"
+BATCHING = "tests/engine/test_batching.py"
+SERVING = "tests/serving/test_threaded.py"
 EXPORT = "tests/drafters/test_eagle_export.py"
 BUGS = (
     # Masks and positions.
@@ -1417,6 +1419,108 @@ BUGS = (
         "    questions: Annotated[int, typer.Option(min=1",
         '    questions: Annotated[int, typer.Option("--each", min=1',
         DOCS,
+    ),
+    # Many requests at once.
+    Bug(
+        "batching: pieces of a prompt are counted from its beginning",
+        "verifiers/pieces.py",
+        "positions=encoded.positions[:, start:stop]",
+        "positions=encoded.positions[:, : stop - start]",
+        "tests/verifiers/test_families.py -k pieces",
+    ),
+    Bug(
+        "batching: a piece gets the embeddings of the first",
+        "verifiers/pieces.py",
+        "encoded.embeds[start:stop]",
+        "encoded.embeds[: stop - start]",
+        "tests/verifiers/test_families.py -k pieces",
+    ),
+    Bug(
+        "batching: images are looked at again and again",
+        "verifiers/encoding.py",
+        "self._keep(digest, found",
+        "len(digest) or self._keep(digest, found",
+        SERVING,
+    ),
+    Bug(
+        "batching: what another is just computing is computed twice",
+        "verifiers/pieces.py",
+        "if missing and any(",
+        "if not missing and any(",
+        BATCHING,
+    ),
+    Bug(
+        "batching: nobody but the urgent is let in",
+        "specdec/engine/limits.py",
+        "self._let_in % self._turn == self._turn - 1",
+        "self._let_in < 0",
+        BATCHING,
+    ),
+    Bug(
+        "batching: the oldest gives way",
+        "specdec/engine/limits.py",
+        "if r is not oldest and r",
+        "if r",
+        BATCHING,
+    ),
+    Bug(
+        "batching: trees take the whole step",
+        "specdec/engine/engine.py",
+        "left = self.limits.max_step_tokens - sum(map(len, trees))",
+        "left = self.limits.max_step_tokens",
+        BATCHING,
+    ),
+    Bug(
+        "batching: a request that was cancelled keeps its pages",
+        "specdec/engine/engine.py",
+        """                there.remove(request)
+                self._release(request)
+                return""",
+        """                there.remove(request)
+                return""",
+        BATCHING,
+    ),
+    Bug(
+        "batching: logits that are no numbers are taken for some",
+        "specdec/engine/accepting.py",
+        "found.isnan() | ",
+        "",
+        BATCHING,
+    ),
+    Bug(
+        "batching: who runs beside one that fails, fails, too",
+        "specdec/engine/engine.py",
+        "if len(drafted) + len(pieces) == 1:",
+        "if drafted or pieces:",
+        BATCHING,
+    ),
+    Bug(
+        "batching: preempted answers lose what they had said",
+        "specdec/engine/intake.py",
+        "said = request.output[:-1]\n        handle",
+        "said = request.output[:0]\n        handle",
+        BATCHING,
+    ),
+    Bug(
+        "batching: logprobs are those behind the root",
+        "specdec/engine/target.py",
+        "self.logits[self._reached].float().log_softmax(-1)",
+        "self.logits[0].float().log_softmax(-1)",
+        BATCHING,
+    ),
+    Bug(
+        "batching: readers miss the last tokens",
+        "specdec/serving/threaded.py",
+        "there.listener.deliver(each.get(index, []), True)",
+        "there.listener.deliver([], True)",
+        SERVING,
+    ),
+    Bug(
+        "batching: times of 17 requests are taken for those of 32",
+        "specdec/engine/costs.py",
+        "[seconds * (batch / b) ** power for b, seconds in times]",
+        "[seconds for b, seconds in times]",
+        "tests/engine/test_controller.py",
     ),
 )
 
