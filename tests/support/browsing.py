@@ -1,0 +1,100 @@
+"""A browser for tests, which watches what a page does behind a test's back."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+import pytest
+from playwright.sync_api import ConsoleMessage, Page, expect, sync_playwright
+
+NAMES = ("chromium", "chromium-browser", "google-chrome")
+PATIENCE = 30_000  # ms: a loaded machine is slow, and waiting costs only where something hangs
+
+
+@dataclass
+class Visit:
+    """A page, and what happened on it.
+
+    Attributes:
+        page: at `address`; one for many tests, each of which begins by opening it anew.
+        address: of the server.
+        expected: parts of errors that the browser may log in this test.
+        errors: what it logged.
+        elsewhere: requests to other addresses.
+    """
+
+    page: Page
+    address: str
+    expected: list[str] = field(default_factory=list)
+    errors: list[str] = field(default_factory=list)
+    elsewhere: list[str] = field(default_factory=list)
+
+    def watch(self) -> None:
+        """From now on."""
+        self.page.on("console", self._hear)
+        self.page.on("pageerror", lambda error: self.errors.append(str(error)))
+        self.page.on("request", lambda request: self._meet(request.url))
+
+    def begin(self) -> None:
+        """Another test."""
+        for past in (self.expected, self.errors, self.elsewhere):
+            past.clear()
+
+    def check(self) -> None:
+        """Nothing happened that the test did not expect."""
+        errors = [e for e in self.errors if not any(text in e for text in self.expected)]
+        assert not errors, errors
+        assert not self.elsewhere, self.elsewhere
+
+    def _hear(self, message: ConsoleMessage) -> None:
+        if message.type in ("error", "warning"):
+            self.errors.append(message.text)
+
+    def _meet(self, url: str) -> None:
+        if not url.startswith((self.address + "/", "data:", "blob:")):
+            self.elsewhere.append(url)
+
+
+@contextmanager
+def visiting(address: str) -> Iterator[Visit]:
+    """In the system's own browser; skips the test where there is none."""
+    path = next(filter(None, map(shutil.which, NAMES)), None)
+    if path is None:
+        pytest.skip(f"no browser: none of {', '.join(NAMES)} is installed")
+    expect.set_options(timeout=PATIENCE)
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=path, args=["--no-sandbox"])
+        try:
+            page = browser.new_page(base_url=address, reduced_motion="reduce")
+            page.set_default_timeout(PATIENCE)
+            visit = Visit(page, address)
+            visit.watch()
+            yield visit
+        finally:
+            browser.close()
+
+
+def await_that(page: Page, condition: str, argument: object = None) -> None:
+    """A function of the page is true, seen at the next frame: assertions of Playwright's own look again only after up to a second."""
+    page.wait_for_function(condition, arg=argument, polling="raf")
+
+
+def await_answer(page: Page, turn: int = 0) -> str:
+    """The text of an answer once it has ended."""
+    await_that(
+        page,
+        """(turn) => {
+            const note = document.querySelectorAll("#turns > li > .note")[turn];
+            return note?.querySelector("button") && document.getElementById("stop").hidden;
+        }""",
+        turn,
+    )
+    return str(page.locator("#turns .tokens").nth(turn).text_content())
+
+
+def await_comparison(page: Page) -> None:
+    """Until plain decoding has been timed, too."""
+    await_that(page, "() => document.querySelectorAll('#turns > li:last-child .bar').length === 2")
