@@ -78,8 +78,15 @@ def visiting(address: str) -> Iterator[Visit]:
 
 
 def await_that(page: Page, condition: str, argument: object = None) -> None:
-    """A function of the page is true, seen at the next frame: assertions of Playwright's own look again only after up to a second."""
+    """Until a function holds on the page. Seen at the next frame: Playwright's own assertions look
+    again only after up to a second.
+    """
     page.wait_for_function(condition, arg=argument, polling="raf")
+
+
+def ask(page: Page, question: str = "Where is the cross?") -> None:
+    page.get_by_label("Question", exact=True).fill(question)
+    page.keyboard.press("Enter")
 
 
 def await_answer(page: Page, turn: int = 0) -> str:
