@@ -2,7 +2,8 @@
 
 from specdec.runtime.bypass import Bypass
 from specdec.runtime.hook import PrefillRow
-from specdec.runtime.paged_model import NodeBatch, PagedModel
+from specdec.runtime.node_batch import NodeBatch
+from specdec.runtime.paged_model import PagedModel
 from specdec.runtime.source import Source
 from specdec.runtime.stateful_model import StatefulModel
 from specdec.runtime.states import Kinds
