@@ -9,20 +9,19 @@ from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import pytest
-import torch
 
 pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
 pytest.importorskip("fastapi", reason="the serve extra is not installed")
 
 from playwright.sync_api import Page, expect
-from support.browsing import Visit, ask, await_answer, await_comparison, await_that, visiting
-from support.fake_chat import served
 
 import specdec
 from specdec.demo import Demo, Question, load, questions
 from specdec.serving import AsyncEngine
 from specdec.serving.app import create_app
 from specdec.serving.settings import Settings
+from support.browsing import Visit, ask, await_answer, await_comparison, await_that, visiting
+from support.fake_chat import served
 
 EPSILON = 0.4
 ABOUT = questions()[0]  # a sheet of handwriting

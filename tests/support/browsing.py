@@ -1,16 +1,21 @@
-"""A browser for tests, which watches what a page does behind a test's back."""
+"""A browser for tests of the playground, which watches what the page does behind a test's back."""
 
 from __future__ import annotations
 
+import io
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from typing import Any
 
 import pytest
-from playwright.sync_api import ConsoleMessage, Page, expect, sync_playwright
+from PIL import Image
+from playwright.sync_api import ConsoleMessage, Page, ViewportSize, expect, sync_playwright
 
 NAMES = ("chromium", "chromium-browser", "google-chrome")
+DESKTOP: ViewportSize = {"width": 1280, "height": 800}
+PHONE: ViewportSize = {"width": 360, "height": 740}
 PATIENCE = 30_000  # ms: a loaded machine is slow, and waiting costs only where something hangs
 
 
@@ -42,6 +47,7 @@ class Visit:
         """Another test."""
         for past in (self.expected, self.errors, self.elsewhere):
             past.clear()
+        self.page.set_viewport_size(DESKTOP)
 
     def check(self) -> None:
         """Nothing happened that the test did not expect."""
@@ -68,7 +74,7 @@ def visiting(address: str) -> Iterator[Visit]:
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=path, args=["--no-sandbox"])
         try:
-            page = browser.new_page(base_url=address, reduced_motion="reduce")
+            page = browser.new_page(base_url=address, viewport=DESKTOP, reduced_motion="reduce")
             page.set_default_timeout(PATIENCE)
             visit = Visit(page, address)
             visit.watch()
@@ -105,3 +111,34 @@ def await_answer(page: Page, turn: int = 0) -> str:
 def await_comparison(page: Page) -> None:
     """Until plain decoding has been timed, too."""
     await_that(page, "() => document.querySelectorAll('#turns > li:last-child .bar').length === 2")
+
+
+def picture(width: int, height: int) -> bytes:
+    """A PNG."""
+    stream = io.BytesIO()
+    Image.new("RGB", (width, height), "teal").save(stream, "PNG")
+    return stream.getvalue()
+
+
+def put(page: Page, way: str, data: bytes) -> None:
+    """An image called photo.png, onto the page; ``way``: choose, drop or paste."""
+    if way == "choose":
+        file: Any = {"name": "photo.png", "mimeType": "image/png", "buffer": data}
+        page.locator("#file").set_input_files(file)
+        return
+    transfer = page.evaluate_handle(
+        """(bytes) => {
+            const transfer = new DataTransfer();
+            transfer.items.add(new File([new Uint8Array(bytes)], "photo.png", {type: "image/png"}));
+            return transfer;
+        }""",
+        list(data),
+    )
+    if way == "paste":
+        paste = "(data) => dispatchEvent(new ClipboardEvent('paste', {clipboardData: data}))"
+        page.evaluate(paste, transfer)
+        return
+    event = {"dataTransfer": transfer}
+    page.locator("#talk").dispatch_event("dragover", event)
+    assert page.locator("body.over").count() == 1
+    page.locator("#talk").dispatch_event("drop", event)

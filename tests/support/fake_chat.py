@@ -36,6 +36,8 @@ TOKENS = [
     (" it.", "verifier", 0.0),
 ]
 
+ANSWER = "".join(text for text, _, _ in TOKENS)
+
 
 @dataclass
 class Fake:

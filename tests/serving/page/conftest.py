@@ -9,6 +9,7 @@ import pytest
 
 if TYPE_CHECKING:
     from playwright.sync_api import Page
+
     from support.browsing import Visit
     from support.fake_chat import Fake
 

@@ -8,9 +8,9 @@ pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
 pytest.importorskip("fastapi", reason="the serve extra is not installed")
 
 from playwright.sync_api import Page, expect
-from support.browsing import Visit, ask, await_comparison, put
-from support.fake_chat import TOKENS, Fake
 
+from support.browsing import PHONE, Visit, ask, await_comparison, picture, put
+from support.fake_chat import TOKENS, Fake
 
 
 def test_everything_works_from_the_keyboard(page: Page, fake: Fake) -> None:
@@ -45,7 +45,7 @@ def test_a_narrow_phone_scrolls_down_only(visit: Visit, fake: Fake) -> None:
     """Would catch anything wider than 360 pixels, in every state of the page."""
     page = visit.page
     visit.expected.append("429")
-    page.set_viewport_size(PHONE)  # type: ignore[arg-type]  # a TypedDict of theirs
+    page.set_viewport_size(PHONE)
     fake.tokens = [("W" * 80, "drafted", 0.0), *TOKENS]
     page.goto("/")
     expect(page.locator("#model")).to_contain_text("fake")
@@ -93,5 +93,3 @@ def test_every_control_has_a_name_and_can_be_hit(page: Page) -> None:
     ids = page.evaluate("[...document.querySelectorAll('[id]')].map((it) => it.id)")
     assert len(ids) == len(set(ids))
     assert page.evaluate("document.documentElement.lang") == "en"
-
-

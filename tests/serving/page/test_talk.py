@@ -8,9 +8,9 @@ pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
 pytest.importorskip("fastapi", reason="the serve extra is not installed")
 
 from playwright.sync_api import Page, expect
-from support.browsing import answered, ask, await_comparison, put
-from support.fake_chat import ANSWER, TOKENS, Fake
 
+from support.browsing import ask, await_answer, await_comparison
+from support.fake_chat import ANSWER, TOKENS, Fake
 
 
 def test_tokens_show_their_origin_and_the_figures_those_of_the_server(
@@ -22,7 +22,7 @@ def test_tokens_show_their_origin_and_the_figures_those_of_the_server(
     page.goto("/")
     page.get_by_role("button", name="Use a drawing").click()
     ask(page)
-    answered(page)
+    assert await_answer(page) == ANSWER
     await_comparison(page)
     spans = page.locator("#turns .tokens span")
     assert [span.get_attribute("class") for span in spans.all()] == [o for _, o, _ in TOKENS]
@@ -55,10 +55,10 @@ def test_the_slider_never_asks_for_more_than_the_operator_allows(page: Page, fak
         slider.press(key)
         assert slider.get_attribute("aria-valuetext") == told
         ask(page)
-        answered(page, turn=turn)
+        assert await_answer(page, turn) == ANSWER
     slider.press("Home")
     ask(page)
-    answered(page, turn=2)
+    assert await_answer(page, 2) == ANSWER
     assert [body["specdec"] for body in fake.asked] == [
         {"policy": "operator", "epsilon": 0.07, "origins": True},
         {"policy": "operator", "epsilon": 0.067, "origins": True},
@@ -78,7 +78,7 @@ def test_a_lossless_server_leaves_no_choice_and_says_why(page: Page, fake: Fake)
     assert not page.locator("#relaxed-key").is_visible()
     assert not page.locator("#picture").is_visible()
     ask(page)
-    answered(page)
+    assert await_answer(page) == ANSWER
     assert fake.asked[0]["messages"] == [{"role": "user", "content": "Where is the cross?"}]
     assert fake.asked[0]["specdec"]["policy"] == "lossless"
 
@@ -91,9 +91,9 @@ def test_follow_ups_carry_the_conversation_and_the_image_once(page: Page, fake: 
     page.get_by_role("button", name="Use a drawing").click()
     page.get_by_label("Compare with plain decoding").uncheck()
     page.get_by_role("button", name="Where is the circle?").click()
-    answered(page)
+    assert await_answer(page) == ANSWER
     ask(page, "And then?")
-    answered(page, turn=1)
+    assert await_answer(page, 1) == ANSWER
     first, *others = fake.asked[1]["messages"]
     assert [part["type"] for part in first["content"]] == ["image_url", "text"]
     assert others == [
@@ -104,7 +104,7 @@ def test_follow_ups_carry_the_conversation_and_the_image_once(page: Page, fake: 
     expect(page.locator("#turns li")).to_have_count(0)
     expect(page.get_by_role("button", name="Use a drawing")).to_be_visible()
     ask(page, "Alone?")
-    answered(page)
+    assert await_answer(page) == ANSWER
     assert fake.asked[2]["messages"] == [{"role": "user", "content": "Alone?"}]
 
 
@@ -121,11 +121,9 @@ def test_settings_that_make_no_sense_are_not_sent(page: Page, fake: Fake) -> Non
     page.get_by_label("Most tokens").fill("12")
     page.get_by_label("Seed").fill("7")
     page.get_by_role("button", name="Ask").click()
-    answered(page)
+    assert await_answer(page) == ANSWER
     sent = {name: fake.asked[0][name] for name in ("temperature", "max_tokens", "seed", "model")}
     assert sent == {"temperature": 0.5, "max_tokens": 12, "seed": 7, "model": "fake"}
     expect(page.locator(".spent")).to_contain_text("2.5 total variation")
     await_comparison(page)
     expect(page.locator(".race")).to_contain_text("sampled, so their words may differ")
-
-

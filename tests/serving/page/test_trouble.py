@@ -7,10 +7,10 @@ import pytest
 pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
 pytest.importorskip("fastapi", reason="the serve extra is not installed")
 
-from playwright.sync_api import Page, expect
-from support.browsing import Visit, answered, ask, await_that
-from support.fake_chat import Fake
+from playwright.sync_api import expect
 
+from support.browsing import Visit, ask, await_answer, await_that
+from support.fake_chat import ANSWER, Fake
 
 
 def test_a_missing_key_is_asked_for_and_kept_nowhere(visit: Visit, fake: Fake) -> None:
@@ -29,7 +29,7 @@ def test_a_missing_key_is_asked_for_and_kept_nowhere(visit: Visit, fake: Fake) -
         page.keyboard.press("Enter")
     expect(page.locator("#model")).to_have_text("fake · drafts by tiny")
     ask(page)
-    answered(page)
+    assert await_answer(page) == ANSWER
     kept = "JSON.stringify([localStorage, sessionStorage, document.cookie, location.href])"
     assert "sesame" not in page.evaluate(kept)
 
@@ -47,7 +47,7 @@ def test_a_full_server_says_when_to_try_again(visit: Visit, fake: Fake) -> None:
     expect(page.get_by_label("Question", exact=True)).to_have_value("Where is the cross?")
     expect(button).to_be_enabled()
     button.click()
-    answered(page)
+    assert await_answer(page) == ANSWER
     assert page.locator("#turns li").count() == 1
     assert not page.locator("#trouble").is_visible()
     expect(page.get_by_label("Question", exact=True)).to_have_value("")
@@ -76,7 +76,7 @@ def test_errors_say_what_happened_and_can_be_tried_again(visit: Visit, fake: Fak
         expect(page.locator("#trouble")).to_contain_text(says)
         fake.breaks = False
         page.get_by_role("button", name="Try again").click()
-        answered(page, turn=turn if status else turn + 1)
+        assert await_answer(page, turn if status else turn + 1) == ANSWER
         assert fake.asked[-1] == fake.asked[-2]
 
 
@@ -90,5 +90,3 @@ def test_an_unreachable_server_is_named(visit: Visit, fake: Fake) -> None:
     page.unroute("**/v1/models")
     page.get_by_role("button", name="Try again").click()
     expect(page.locator("#model")).to_have_text("fake · drafts by tiny")
-
-
