@@ -38,6 +38,7 @@ ENGINE = "tests/engine tests/test_generation.py tests/verifiers"
 GUARDS = "tests/test_guards.py"
 REPORT = "tests/eval/test_report.py"
 DOCS = "tests/docs"
+PAGE = "tests/serving/page"
 EXPORT = "tests/drafters/test_eagle_export.py"
 BUGS = (
     # Masks and positions.
@@ -1389,6 +1390,35 @@ BUGS = (
         "    questions: Annotated[int, typer.Option(min=1",
         '    questions: Annotated[int, typer.Option("--each", min=1',
         DOCS,
+    ),
+    # The playground.
+    Bug(
+        "the page has the speedup upside down",
+        "specdec/serving/page/figures.js",
+        "(theirs / ours).toFixed",
+        "(ours / theirs).toFixed",
+        PAGE,
+    ),
+    Bug(
+        "the page asks for more than the operator allows",
+        "specdec/serving/page/policy.js",
+        "share === 1 ? policy.epsilon : Number((share * policy.epsilon).toPrecision(2))",
+        "Math.ceil(10 * share * policy.epsilon) / 10",
+        PAGE,
+    ),
+    Bug(
+        "half an answer goes into the page's conversation",
+        "specdec/serving/page/conversation.js",
+        " && !turn.failed",
+        "",
+        PAGE,
+    ),
+    Bug(
+        "the page leaves an answer going on when its reader stops it",
+        "specdec/serving/page/page.js",
+        'if (event.key === "Escape") conversation.stop();',
+        "",
+        PAGE,
     ),
 )
 
