@@ -29,6 +29,7 @@ from specdec.stats import AcceptanceStats
 from specdec.tree import DraftTree, Shape, chain, root_only
 
 DEFAULT_SHAPE = chain(4)
+_UNTIMED = 7  # steps in a row that run pieces of prompts, where their times are of interest
 
 
 class Engine:
@@ -76,6 +77,7 @@ class Engine:
         self._running: list[Request] = []
         self._kept: list[Any] = []  # handles of finished requests
         self._ids = count()
+        self._untimed = 0  # steps since one without pieces of prompts
 
     def submit(
         self, prompt: Prompt, decoding: Decoding | Sequence[Decoding], priority: int = 0
@@ -176,16 +178,17 @@ class Engine:
         starts = self._admit()
         if starts is not None:
             return _emissions(self._start(starts))
+        timed = self._is_timed()
         began = time.perf_counter()
         with self.timed("draft"):
             share = 0.75 if self._intake.prefilling else 1.0  # leave prompts a part of the step
-            trees = self._drafting.trees(self._running, int(share * self.limits.max_step_tokens))
-        nodes = sum(map(len, trees))
-        pieces = self._intake.pieces(self.limits.max_step_tokens - nodes)
-        tokens = sum(piece.most for _, piece in pieces)
+            most = int(share * self.limits.max_step_tokens)
+            trees = self._drafting.trees(self._running, most, timed=timed)
+        left = self.limits.max_step_tokens - sum(map(len, trees))
+        pieces = [] if timed else self._intake.pieces(left)
         targets, begun = self._advance(list(zip(self._running, trees, strict=True)), pieces)
-        seconds = self._intake.clock.apart(tokens, time.perf_counter() - began, alone=not targets)
         if targets:
+            seconds = time.perf_counter() - began if timed else None
             self._drafting.planner.observe([outcome_of(target) for target in targets], seconds)
         return _emissions([*targets, *self._start(begun)])
 
@@ -209,6 +212,15 @@ class Engine:
             for request in self._intake.entering:
                 self.cancel(request, "error", error)
             return []
+
+    def _is_timed(self) -> bool:
+        """Whether the next step is to be one whose time says what trees cost: without pieces of
+        prompts, which now and then wait for a step where somebody wants to know.
+        """
+        learns = bool(self._running) and self._drafting.planner.learns
+        timed = not self._intake.prefilling or (learns and self._untimed >= _UNTIMED)
+        self._untimed = 0 if timed else self._untimed + 1
+        return timed
 
     def _start(self, starts: Sequence[Start]) -> list[Target]:
         """Let these run, and those of them that have not said anything say their first token."""

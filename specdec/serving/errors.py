@@ -13,6 +13,7 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 
+from specdec.cache import OutOfPages
 from specdec.serving.stream import EngineClosed, QueueFull, RequestFailed
 
 logger = logging.getLogger("specdec.serving")
@@ -83,6 +84,12 @@ def of_engine(error: Exception) -> ApiError:
         return ApiError(429, str(error), code="queue_full", headers=wait)
     if isinstance(error, RequestFailed) and isinstance(error.__cause__, Exception):
         error = error.__cause__
+        if isinstance(error, OutOfPages):
+            return refused(
+                "the prompt and its answer need more memory for keys than this server has; ask "
+                "for less",
+                code="context_length_exceeded",
+            )
         if isinstance(error, ValueError):
             return internal(error)
     if isinstance(error, EngineClosed):

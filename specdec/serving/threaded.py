@@ -65,6 +65,7 @@ class Listener(Protocol):
     """Whoever reads an answer."""
 
     ended: bool
+    let_in: float | None
 
     def deliver(self, emissions: list[Emission], ended: bool) -> None:
         """Take in new tokens, and whether these were the last."""
@@ -110,6 +111,7 @@ class ThreadedEngine:
         self._inbox: deque[Callable[[], None]] = deque()
         self._open: dict[int, _Open] = {}
         self._draining = self._closing = False
+        self._failed: BaseException | None = None
         self._stats, self._told = EngineStats(), 0.0
         self._ended = Counter[str]()
         self._seconds = 1.0  # that a request takes, lately
@@ -155,7 +157,7 @@ class ThreadedEngine:
         **kwargs: Any,
     ) -> _Stream:
         """As :meth:`submit`, for a reader of another kind: ``listener(request, cancel)``."""
-        self._check_open()
+        self.check_open()
         prompt, decoding = self._prepare(
             self.acceptance if acceptance is None else acceptance,
             generator,
@@ -167,7 +169,7 @@ class ThreadedEngine:
         stream = listener(request, self._cancel)
         deadline = None if timeout is None else time.monotonic() + timeout
         with self._wake:
-            self._check_open()
+            self.check_open()
             self._open[request.view.id] = _Open(request, stream, deadline)
         self._prompts.put(request)
         return stream
@@ -204,7 +206,13 @@ class ThreadedEngine:
     def __exit__(self, *exception: object) -> None:
         self.close()
 
-    def _check_open(self) -> None:
+    def check_open(self) -> None:
+        """Whether a request would be taken now; costs nothing.
+
+        Raises:
+            QueueFull: too many wait.
+            EngineClosed: none are taken any more.
+        """
         if self._draining:
             raise EngineClosed("this engine takes no requests any more: it was drained or closed")
         waiting = len(self._open) - self.limits.max_batch
@@ -270,16 +278,27 @@ class ThreadedEngine:
 
     def _run(self) -> None:
         """The engine's thread."""
-        while self._await_work():
-            emissions: list[Emission] = []
-            try:
-                if self._engine.has_work:
-                    emissions = self._engine.step()
-            except Exception as error:  # a bug of ours: who was there fails, who comes is served
-                self._engine.abort(error)
-            self._hand_out(emissions)
-        self._engine.abort(EngineClosed("the engine was closed"))
-        self._hand_out([])
+        ended: BaseException = EngineClosed("the engine was closed")
+        try:
+            while self._await_work():
+                began = time.monotonic()
+                self._hand_out(self._step(), began)
+        except BaseException as error:
+            ended = error
+            with self._wake:
+                self._failed, self._draining = error, True
+            raise
+        finally:
+            for there in list(self._open.values()):  # images that are still looked at, too
+                self._engine.cancel(there.request, "error", ended)
+            self._hand_out([])
+
+    def _step(self) -> list[Emission]:
+        try:
+            return self._engine.step() if self._engine.has_work else []
+        except Exception as error:  # a bug of ours: who was there fails, who comes is served
+            self._engine.abort(error)
+            return []
 
     def _await_work(self) -> bool:
         """Do what was asked for; whether to go on."""
@@ -299,12 +318,22 @@ class ThreadedEngine:
                 self._engine.cancel(each.request, "timeout")
         return True
 
-    def _hand_out(self, emissions: list[Emission]) -> None:
-        """Give everybody what is theirs, and see who has ended."""
+    def _hand_out(self, emissions: list[Emission], began: float = 0.0) -> None:
+        """Give everybody what is theirs, and see who was let in and who has ended.
+
+        Args:
+            emissions: of a step.
+            began: when it did.
+        """
         each: dict[int, list[Emission]] = {}
         for emission in emissions:
             each.setdefault(emission.request_id, []).append(emission)
-        ended = [i for i, there in self._open.items() if there.request.finished]
+        # A copy: other threads add to it.
+        there_are = list(self._open.items())
+        for _, there in there_are:
+            if there.listener.let_in is None and there.request.handle is not None:
+                there.listener.let_in = began
+        ended = [i for i, there in there_are if there.request.finished]
         for index, new in each.items():
             if index in self._open and index not in ended:
                 self._open[index].listener.deliver(new, False)
@@ -345,6 +374,7 @@ class ThreadedEngine:
                 kv_bytes=verifier.bytes_taken,
                 acceptance=acceptance,
                 draining=self._draining,
+                error=self._failed,
             )
 
 
