@@ -103,6 +103,7 @@ def app(fake: Fake) -> FastAPI:
     async def secure(request: Request, call_next: Any) -> Response:  # Any: Starlette's own type
         response: Response = await call_next(request)
         response.headers["Content-Security-Policy"] = POLICY
+        response.headers["Cache-Control"] = "no-store"
         return response
 
     return made

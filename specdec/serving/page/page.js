@@ -65,7 +65,7 @@ function refresh() {
   at("conversation").setAttribute("aria-busy", String(answering));
   at("empty").hidden = !conversation.empty;
   at("fresh").hidden = conversation.empty;
-  at("examples").hidden = !conversation.empty || (served?.specdec.images && !frame.picture);
+  at("examples").hidden = !served || !conversation.empty || (served.specdec.images && !frame.picture);
   const kind = frame.picture?.drawn ? "drawing" : served?.id === "demo" ? "demo" : "other";
   at("examples").replaceChildren(...EXAMPLES[kind].map(example));
 }
@@ -79,8 +79,10 @@ function example(question) {
   return button;
 }
 
-function start(question) {
+async function start(question) {
   if (!question || conversation.answering) return;
+  if (!served) await meet();
+  if (!served) return;
   if (!at("settings").checkValidity()) {
     at("options").open = at("more").open = true;
     at("settings").reportValidity();
