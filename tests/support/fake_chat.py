@@ -49,6 +49,7 @@ class Fake:
         key: the API key that is asked for, if any.
         refusal: status and headers of the answer to the next question.
         breaks: the connection ends in the middle of an answer.
+        drafts: whether the drafter does anything.
         held: answers stop after three tokens while this is cleared.
         tokens: of an answer.
         asked: bodies of the questions so far, comparisons included.
@@ -60,6 +61,7 @@ class Fake:
     key: str | None = None
     refusal: tuple[int, dict[str, str]] | None = None
     breaks: bool = False
+    drafts: bool = True
     held: threading.Event = field(default_factory=threading.Event)
     tokens: list[tuple[str, str, float]] = field(default_factory=lambda: list(TOKENS))
     asked: list[dict[str, Any]] = field(default_factory=list)  # Any: JSON values
@@ -129,7 +131,9 @@ async def answer(fake: Fake, body: dict[str, Any]) -> AsyncIterator[str]:
             choice = {"index": 0, "delta": delta, "specdec": {"tokens": tokens}}
             yield event({"choices": [choice | {"finish_reason": None}]})
         yield event({"choices": [{"index": 0, "delta": {}, "finish_reason": "stop"}]})
-        yield event({"choices": [], "usage": usage(fake), "metrics": metrics(plain)})
+        yield event(
+            {"choices": [], "usage": usage(fake), "metrics": metrics(plain or not fake.drafts)}
+        )
         yield "data: [DONE]\n\n"
     except asyncio.CancelledError:
         fake.hung_up += 1

@@ -5,6 +5,8 @@ import { Turn } from "./answer.js";
 import { Figures } from "./figures.js";
 import * as voice from "./voice.js";
 
+const UNDRAFTED =
+  "Nothing was drafted, since that would not have paid here and now; so there is nothing to compare.";
 const list = document.getElementById("turns");
 
 export class Conversation {
@@ -115,6 +117,10 @@ export class Conversation {
     const figures = new Figures(answer, terms);
     keepingUp(() => turn.figures.append(figures.element));
     if (!this.on.comparing()) return;
+    if (!answer.metrics.speculative_decoding.num_draft_tokens) {
+      keepingUp(() => figures.without(UNDRAFTED));
+      return;
+    }
     keepingUp(() => figures.comparing());
     const timing = (this.timing = new AbortController());
     const plainly = { policy: "lossless", drafts: false, origins: true };

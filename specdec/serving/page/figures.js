@@ -23,7 +23,7 @@ export class Figures {
       element(
         "dl",
         { className: "figures" },
-        tile(figure(tau), "tokens per step (τ)", "tau"),
+        tile(tau.toFixed(2), "tokens per step (τ)", "tau"),
         this.speedup,
         tile(figure(spent), spentOn(terms), "spent"),
       ),

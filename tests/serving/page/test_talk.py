@@ -43,6 +43,18 @@ def test_tokens_show_their_origin_and_the_figures_those_of_the_server(
     assert {**question, "specdec": None} == {**plain, "specdec": None}
 
 
+def test_where_nothing_was_drafted_nothing_is_compared(page: Page, fake: Fake) -> None:
+    """Would catch chance shown as a speedup: both ways of answering were the same."""
+    fake.drafts = False
+    page.goto("/")
+    ask(page)
+    assert await_answer(page) == ANSWER
+    expect(page.locator(".race")).to_contain_text("Nothing was drafted")
+    expect(page.locator(".tau dd")).to_have_text("1.00")
+    assert not page.locator(".speedup").is_visible()
+    assert len(fake.asked) == 1
+
+
 def test_the_slider_never_asks_for_more_than_the_operator_allows(page: Page, fake: Fake) -> None:
     """Would catch an epsilon rounded up, which the server refuses, and a lossless request that
     names an epsilon, which it refuses as well.
