@@ -50,6 +50,7 @@ class Fake:
         refusal: status and headers of the answer to the next question.
         breaks: the connection ends in the middle of an answer.
         drafts: whether the drafter does anything.
+        plain_seconds: what ten tokens take without drafts; 0.1 with them.
         held: answers stop after three tokens while this is cleared.
         tokens: of an answer.
         asked: bodies of the questions so far, comparisons included.
@@ -62,6 +63,7 @@ class Fake:
     refusal: tuple[int, dict[str, str]] | None = None
     breaks: bool = False
     drafts: bool = True
+    plain_seconds: float = 0.25
     held: threading.Event = field(default_factory=threading.Event)
     tokens: list[tuple[str, str, float]] = field(default_factory=lambda: list(TOKENS))
     asked: list[dict[str, Any]] = field(default_factory=list)  # Any: JSON values
@@ -131,9 +133,7 @@ async def answer(fake: Fake, body: dict[str, Any]) -> AsyncIterator[str]:
             choice = {"index": 0, "delta": delta, "specdec": {"tokens": tokens}}
             yield event({"choices": [choice | {"finish_reason": None}]})
         yield event({"choices": [{"index": 0, "delta": {}, "finish_reason": "stop"}]})
-        yield event(
-            {"choices": [], "usage": usage(fake), "metrics": metrics(plain or not fake.drafts)}
-        )
+        yield event({"choices": [], "usage": usage(fake), "metrics": metrics(fake, plain)})
         yield "data: [DONE]\n\n"
     except asyncio.CancelledError:
         fake.hung_up += 1
@@ -150,8 +150,10 @@ def usage(fake: Fake) -> dict[str, Any]:
     return {"prompt_tokens": 150, "completion_tokens": tokens, "prompt_tokens_details": cached}
 
 
-def metrics(plain: bool) -> dict[str, Any]:
-    """Ten tokens after the first in 0.1 s, or plainly in 0.25 s."""
+def metrics(fake: Fake, plain: bool) -> dict[str, Any]:
+    seconds = fake.plain_seconds if plain else 0.1
+    times = {"time_to_first_token_s": 0.3, "generation_time_s": seconds}
+    plain = plain or not fake.drafts
     counts = {
         "mean_acceptance_length": 1.0 if plain else 2.75,
         "draft_acceptance_rate": 0.0 if plain else 0.875,
@@ -162,8 +164,7 @@ def metrics(plain: bool) -> dict[str, Any]:
         "num_relaxed_tokens": 0 if plain else 1,
         "bound_spent": 0.0 if plain else 0.12,
     }
-    seconds = {"time_to_first_token_s": 0.3, "generation_time_s": 0.25 if plain else 0.1}
-    return {"speculative_decoding": counts} | seconds
+    return {"speculative_decoding": counts} | times
 
 
 @contextmanager

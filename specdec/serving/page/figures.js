@@ -2,6 +2,8 @@
 
 import { element, figure, plural } from "./answer.js";
 
+const UNLIKELY = 1.1; // times τ: a step that checks drafts takes as long as a plain one, or longer
+const BUSY = "That is more than τ can give: something else kept the server busy meanwhile.";
 const FEWEST = 8; // tokens after the first, below which a time per token says little
 
 /**
@@ -14,7 +16,8 @@ export class Figures {
   constructor(answer, terms) {
     this.answer = answer;
     this.terms = terms;
-    const { mean_acceptance_length: tau, bound_spent: spent } = answer.metrics.speculative_decoding;
+    this.tau = answer.metrics.speculative_decoding.mean_acceptance_length;
+    const { bound_spent: spent } = answer.metrics.speculative_decoding;
     this.speedup = tile("…", "as fast as plain decoding", "speedup");
     this.race = element("div", { className: "race" });
     this.element = element(
@@ -23,7 +26,7 @@ export class Figures {
       element(
         "dl",
         { className: "figures" },
-        tile(tau.toFixed(2), "tokens per step (τ)", "tau"),
+        tile(this.tau.toFixed(2), "tokens per step (τ)", "tau"),
         this.speedup,
         tile(figure(spent), spentOn(terms), "spent"),
       ),
@@ -55,6 +58,7 @@ export class Figures {
     const ratio = `${(theirs / ours).toFixed(theirs < 10 * ours ? 2 : 1)}×`;
     this.speedup.querySelector("dd").textContent = ratio;
     const longest = Math.max(ours, theirs);
+    const doubt = theirs / ours > UNLIKELY * this.tau ? BUSY : "";
     this.race.replaceChildren(
       bar("with drafts", ours, longest, "ours"),
       bar("plain", theirs, longest, "theirs"),
@@ -62,10 +66,10 @@ export class Figures {
         "p",
         { className: "note" },
         "The same question to this server, just now, on its clock; the time until the first token " +
-          `is left out. ${same}`,
+          `is left out. ${doubt} ${same}`,
       ),
     );
-    return `${ratio} as fast as plain decoding. ${same}`;
+    return `${ratio} as fast as plain decoding. ${doubt} ${same}`;
   }
 }
 

@@ -32,6 +32,7 @@ def test_tokens_show_their_origin_and_the_figures_those_of_the_server(
     expect(page.locator(".spent")).to_contain_text("bound spent, of 2.5 nats of regret")
     expect(page.locator(".spent dd")).to_have_text("0.12")
     expect(page.locator(".speedup dd")).to_have_text("2.50×")
+    expect(page.locator(".race")).not_to_contain_text("busy")
     expect(page.locator(".race")).to_contain_text("Both answers are the same, token by token.")
     expect(page.get_by_text("11 tokens: 6 drafted, 1 relaxed, 4 the model’s own.")).to_be_visible()
     page.get_by_text("More figures").click()
@@ -53,6 +54,16 @@ def test_where_nothing_was_drafted_nothing_is_compared(page: Page, fake: Fake) -
     expect(page.locator(".tau dd")).to_have_text("1.00")
     assert not page.locator(".speedup").is_visible()
     assert len(fake.asked) == 1
+
+
+def test_a_speedup_beyond_acceptance_is_doubted(page: Page, fake: Fake) -> None:
+    """Would catch a busy server's plain answer taken for a speedup of 9 where τ is 2.75."""
+    fake.plain_seconds = 0.9
+    page.goto("/")
+    ask(page)
+    await_comparison(page)
+    expect(page.locator(".speedup dd")).to_have_text("9.00×")
+    expect(page.locator(".race")).to_contain_text("something else kept the server busy")
 
 
 def test_the_slider_never_asks_for_more_than_the_operator_allows(page: Page, fake: Fake) -> None:
