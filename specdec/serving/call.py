@@ -133,7 +133,7 @@ class Call(ABC):
                         yield new
             if with_usage:
                 yield self._event([], usage=answers.usage(), metrics=answers.speculation())
-        except (ValueError, RuntimeError) as error:
+        except Exception as error:  # it has begun: all that is left is to say so
             yield event(of_engine(error).body())
         yield DONE
 
