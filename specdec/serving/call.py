@@ -139,10 +139,10 @@ class Call(ABC):
 
     def _news(self, delta: Delta, ending: Answers | None) -> Iterator[bytes]:
         """Events that tell what is new; the last of them also what `ending` achieved."""
-        choices = [{"index": delta.index, **choice} for choice in self.deltas(delta)]
-        for number, choice in enumerate(choices, 1):
-            last = ending is not None and number == len(choices)
-            yield self._event([choice], **({"metrics": ending.speculation()} if last else {}))
+        *others, last = [{"index": delta.index, **choice} for choice in self.deltas(delta)]
+        for choice in others:
+            yield self._event([choice])
+        yield self._event([last], **({"metrics": ending.speculation()} if ending else {}))
 
     def _event(self, choices: list[dict[str, Any]], **more: Any) -> bytes:
         return event({**self._head, "object": self.part, "choices": choices, **more})
