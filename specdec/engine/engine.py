@@ -20,16 +20,15 @@ from specdec.engine.controller import Adaptive, planner_for
 from specdec.engine.drafting import Drafting
 from specdec.engine.estimates import estimates
 from specdec.engine.intake import Intake, Start
-from specdec.engine.limits import UNLIMITED, Limits
+from specdec.engine.limits import UNLIMITED, Limits, who_gives_way
 from specdec.engine.planner import outcome_of
-from specdec.engine.request import Decoding, Emission, FinishReason, Request
+from specdec.engine.request import Decoding, Emission, FinishReason, Request, rows_of
 from specdec.engine.target import Target
 from specdec.interfaces import Drafter, Piece, Prompt, Verified, Verifier, reads_of
 from specdec.stats import AcceptanceStats
 from specdec.tree import DraftTree, Shape, chain, root_only
 
 DEFAULT_SHAPE = chain(4)
-_UNTIMED = 7  # steps in a row that run pieces of prompts, where their times are of interest
 
 
 class Engine:
@@ -77,7 +76,6 @@ class Engine:
         self._running: list[Request] = []
         self._kept: list[Any] = []  # handles of finished requests
         self._ids = count()
-        self._untimed = 0  # steps since one without pieces of prompts
 
     def submit(
         self, prompt: Prompt, decoding: Decoding | Sequence[Decoding], priority: int = 0
@@ -105,19 +103,7 @@ class Engine:
         self, prompt: Prompt, each: Sequence[Decoding], priority: int = 0
     ) -> list[Request]:
         """The first half of :meth:`submit`, which any thread may do."""
-        length = prompt.input_ids.shape[1]
-        if length >= each[0].max_length:
-            raise ValueError(
-                f"the prompt has {length} tokens, max_length={each[0].max_length} leaves no room "
-                "for an answer; raise max_length or pass max_new_tokens"
-            )
-        requests = [
-            Request.from_row(next(self._ids), prompt, row, decoding, priority)
-            for row, decoding in enumerate(each)
-        ]
-        if each[0].together is not None:
-            each[0].together.rows = requests
-        return requests
+        return rows_of(prompt, each, self._ids, priority)
 
     def enqueue(self, requests: list[Request]) -> None:
         """The second half: rows of one prompt, in order."""
@@ -178,7 +164,7 @@ class Engine:
         starts = self._admit()
         if starts is not None:
             return _emissions(self._start(starts))
-        timed = self._is_timed()
+        timed = self._drafting.timed(bool(self._running), bool(self._intake.prefilling))
         began = time.perf_counter()
         with self.timed("draft"):
             share = 0.75 if self._intake.prefilling else 1.0  # leave prompts a part of the step
@@ -212,15 +198,6 @@ class Engine:
             for request in self._intake.entering:
                 self.cancel(request, "error", error)
             return []
-
-    def _is_timed(self) -> bool:
-        """Whether the next step is to be one whose time says what trees cost: without pieces of
-        prompts, which now and then wait for a step where somebody wants to know.
-        """
-        learns = bool(self._running) and self._drafting.planner.learns
-        timed = not self._intake.prefilling or (learns and self._untimed >= _UNTIMED)
-        self._untimed = 0 if timed else self._untimed + 1
-        return timed
 
     def _start(self, starts: Sequence[Start]) -> list[Target]:
         """Let these run, and those of them that have not said anything say their first token."""
@@ -300,12 +277,9 @@ class Engine:
                 verified = self.verifier.verify(handles, trees, [piece for _, piece in pieces])
                 break
             except OutOfPages:
-                there = [*self._running, *self._intake.prefilling]
-                oldest = min(there, key=lambda request: request.view.id)
-                others = [r for r in there if r is not oldest and r.decoding.together is None]
-                if not others:
+                victim = who_gives_way([*self._running, *self._intake.prefilling])
+                if victim is None:
                     raise
-                victim = max(others, key=lambda request: (-request.priority, request.view.id))
                 self._preempt(victim)
                 drafted[:] = [each for each in drafted if each[0] is not victim]
                 pieces[:] = [each for each in pieces if each[0] is not victim]
