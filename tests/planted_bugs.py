@@ -40,6 +40,7 @@ REPORT = "tests/eval/test_report.py"
 DOCS = "tests/docs"
 BATCHING = "tests/engine/test_batching.py"
 SERVING = "tests/serving/test_threaded.py"
+PAGE = "tests/serving/page"
 EXPORT = "tests/drafters/test_eagle_export.py"
 BUGS = (
     # Masks and positions.
@@ -1521,6 +1522,63 @@ BUGS = (
         "[seconds * (batch / b) ** power for b, seconds in times]",
         "[seconds for b, seconds in times]",
         "tests/engine/test_controller.py",
+    # The server.
+    Bug(
+        "the beginning of a stop string is streamed",
+        "specdec/serving/text.py",
+        "max((_overlap(text, stop) for stop in self._stops), default=0)",
+        "0",
+        "tests/serving/test_text.py",
+    ),
+    Bug(
+        "penalties count what the prompt says",
+        "specdec/serving/decoding.py",
+        "input_ids[0, self._prompt :]",
+        "input_ids[0]",
+        "tests/serving/test_decoding.py",
+    ),
+    Bug(
+        "any key opens",
+        "specdec/serving/guard.py",
+        "any(same)",
+        "bool(same)",
+        "tests/serving/test_http.py",
+    ),
+    Bug(
+        "a prompt of a client that hung up is answered",
+        "specdec/serving/service.py",
+        "(working, watching), return_when",
+        "(working,), return_when",
+        "tests/serving/test_http.py",
+    ),
+    # The playground.
+    Bug(
+        "the page has the speedup upside down",
+        "specdec/serving/page/figures.js",
+        "(theirs / ours).toFixed",
+        "(ours / theirs).toFixed",
+        PAGE,
+    ),
+    Bug(
+        "the page asks for more than the operator allows",
+        "specdec/serving/page/policy.js",
+        "share === 1 ? policy.epsilon : Number((share * policy.epsilon).toPrecision(2))",
+        "Math.ceil(10 * share * policy.epsilon) / 10",
+        PAGE,
+    ),
+    Bug(
+        "half an answer goes into the page's conversation",
+        "specdec/serving/page/conversation.js",
+        " && !turn.failed",
+        "",
+        PAGE,
+    ),
+    Bug(
+        "the page leaves an answer going on when its reader stops it",
+        "specdec/serving/page/page.js",
+        'if (event.key === "Escape") conversation.stop();',
+        "",
+        PAGE,
     ),
 )
 

@@ -129,15 +129,15 @@ class Call(ABC):
                     left -= delta.finish is not None
                     # The last one tells of the whole call; who asked for usage gets one more.
                     ends = left == 0 and not with_usage
-                    for told in self._told(delta, answers if ends else None):
-                        yield told
+                    for new in self._news(delta, answers if ends else None):
+                        yield new
             if with_usage:
                 yield self._event([], usage=answers.usage(), metrics=answers.speculation())
-        except (ValueError, RuntimeError) as error:
+        except Exception as error:  # it has begun: all that is left is to say so
             yield event(of_engine(error).body())
         yield DONE
 
-    def _told(self, delta: Delta, ending: Answers | None) -> Iterator[bytes]:
+    def _news(self, delta: Delta, ending: Answers | None) -> Iterator[bytes]:
         """Events that tell what is new; the last of them also what `ending` achieved."""
         *others, last = [{"index": delta.index, **choice} for choice in self.deltas(delta)]
         for choice in others:
