@@ -45,8 +45,9 @@ def test_a_signal_lets_answers_end(demo: Demo) -> None:
                 assert asking.stdout is not None
                 first = [asking.stdout.readline() for _ in range(3)]
                 server.send_signal(signal.SIGTERM)
-                until(lambda: httpx.get(f"{url}/ready").status_code == 503)
-                refused = httpx.post(url + CHAT, json=endless(demo, 1))
+                with httpx.Client(base_url=url, timeout=PATIENCE) as client:
+                    until(lambda: client.get("/ready").status_code == 503)
+                    refused = client.post(CHAT, json=endless(demo, 1))
                 rest = asking.stdout.read()
             assert server.wait(PATIENCE) == 0
             log = server.stderr.read()
