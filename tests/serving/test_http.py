@@ -258,7 +258,7 @@ def test_only_key_holders_are_answered(demo: Demo) -> None:
     """Would catch a path that is left open, or keys of which only one counts."""
     with (
         running(demo, api_keys=("one", "two"), allowed_hosts=("127.0.0.1",)) as there,
-        httpx.Client(base_url=there.url) as client,
+        httpx.Client(base_url=there.url, timeout=PATIENCE) as client,
     ):
         for path in ("/v1/models", "/metrics"):
             for key in ("", "Bearer", "Bearer three", "Basic one", "Bearer one two"):
