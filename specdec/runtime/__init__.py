@@ -3,6 +3,7 @@
 from specdec.runtime.bypass import Bypass
 from specdec.runtime.hook import PrefillRow
 from specdec.runtime.paged_model import NodeBatch, PagedModel
+from specdec.runtime.shards import Shards, shards_of, whole_embeddings
 from specdec.runtime.source import Source
 from specdec.runtime.stateful_model import StatefulModel
 from specdec.runtime.states import Kinds
@@ -15,9 +16,12 @@ __all__ = [
     "NodeBatch",
     "PagedModel",
     "PrefillRow",
+    "Shards",
     "Source",
     "StatefulModel",
     "TextTower",
     "TowerInputs",
+    "shards_of",
     "visual_token_ids",
+    "whole_embeddings",
 ]

@@ -21,11 +21,13 @@ from specdec.cache import PagedKV, SequenceKV
 from specdec.runtime import hook
 from specdec.runtime.bypass import Bypass
 from specdec.runtime.dense import DenseForward
-from specdec.runtime.gaze import Gaze
+from specdec.runtime.devices import device_of
+from specdec.runtime.gaze import Gaze, looked
 from specdec.runtime.hook import PrefillRow
 from specdec.runtime.last_hidden import LastHidden
 from specdec.runtime.paged_cache import PagedCache
 from specdec.runtime.seam import seam_of
+from specdec.runtime.shards import of_all_heads, shards_of
 from specdec.runtime.taps import Taps
 
 _IMPLEMENTATION = "_attn_implementation_internal"
@@ -114,6 +116,7 @@ class PagedModel:
         self._budget = kv_cache_bytes
         text_config = model.config.get_text_config(decoder=True)
         self.cache = cache(text_config)
+        self.shards = shards_of(model)
         self._layers: int = text_config.num_hidden_layers
         if self.cache.keeps_states and not self._keeps_states:
             raise ValueError(
@@ -145,7 +148,7 @@ class PagedModel:
             self.kv.extend(row.sequence, range(length - row.start))
         gaze = Gaze(self._layers) if self._watches else None
         logits = self._run(hook.Prefill(self.kv, rows, gaze), inputs)[:, -1]
-        self.gaze = _said(gaze, len(rows))
+        self.gaze = looked(gaze, len(rows), self.shards)
         if self.states is not None:
             self._remember((row.sequence, self.states[row.row, row.start :]) for row in rows)
         self.set_limit()
@@ -260,7 +263,7 @@ class PagedModel:
 
     def _inputs(self, batch: Sequence[NodeBatch]) -> dict[str, Any]:
         tokens = [token for nodes in batch for token in nodes.tokens]
-        device = next(self._embedding.parameters()).device
+        device = device_of(self._embedding)
         # In Python as long as possible: a tensor operation takes longer than all of these.
         rows = max((len(nodes.offset) for nodes in batch if nodes.offset is not None), default=1)
         positions: list[list[int]] = [[] for _ in range(rows)]
@@ -287,8 +290,8 @@ class PagedModel:
                 gaze = Gaze(self._layers) if watched else None
                 forward = hook.TreeForward(self.kv, rows, gaze)
                 logits = self._run(forward, inputs, bypass)
-                self.visual_mass = forward.visual_mass
-                self.gaze = _said(gaze, len(rows))
+                self.visual_mass = of_all_heads(forward.visual_mass, self.shards)
+                self.gaze = looked(gaze, len(rows), self.shards)
                 return logits
             except hook.KeysChanged:  # by the first layer; once in the life of a model
                 self._expands = True
@@ -342,9 +345,6 @@ class PagedModel:
         page takes, as layers differ in heads, dtypes and sharing.
         """
         if self._budget is not None:
-            self.kv.allocator.limit = max(1, self._budget // self.kv.bytes_per_page)
+            limit = max(1, self._budget // self.kv.bytes_per_page)
+            self.kv.allocator.limit = self.shards.least(limit) if self.shards else limit
             self._budget = None
-
-
-def _said(gaze: Gaze | None, texts: int) -> list[Tensor | None]:
-    return [None if gaze is None else gaze.of(text) for text in range(texts)]

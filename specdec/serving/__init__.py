@@ -9,6 +9,7 @@ from specdec.serving.threaded import (
     Stream,
     ThreadedEngine,
 )
+from specdec.verifiers.sharded import follow
 
 __all__ = [
     "AsyncEngine",
@@ -19,4 +20,5 @@ __all__ = [
     "RequestFailed",
     "Stream",
     "ThreadedEngine",
+    "follow",
 ]

@@ -20,6 +20,8 @@ from specdec.interfaces import Prompt
 from specdec.policies import Acceptance
 from specdec.serving.stream import EngineClosed, QueueFull, RequestFailed, Stream
 from specdec.stats import AcceptanceStats
+from specdec.verifiers.messages import OutOfStep
+from specdec.verifiers.sharded import Leader
 
 __all__ = ["EngineClosed", "EngineStats", "QueueFull", "RequestFailed", "Stream", "ThreadedEngine"]
 
@@ -100,13 +102,15 @@ class ThreadedEngine:
         self.acceptance = acceptance
         self.limits = limits or Limits()
         drafts = resolve_drafter(drafter, model)
-        self.verifier = verifier_for(model, drafts, rule_of(model, acceptance, {}), kv_cache_bytes)
+        rule = rule_of(model, acceptance, {})
+        self.verifier = verifier_for(model, drafts, rule, kv_cache_bytes, leads=True)
         self._engine = Engine(self.verifier, drafts, resolve_tree(tree), self.limits)
         self._preparing = threading.Lock()
         self._wake = threading.Condition()  # guards what follows
         self._inbox: deque[Callable[[], None]] = deque()
         self._open: dict[int, _Open] = {}
         self._draining = self._closing = False
+        self._error: Exception | None = None
         self._stats, self._told = EngineStats(), 0.0
         self._ended = Counter[str]()
         self._seconds = 1.0  # that a request takes, lately
@@ -252,9 +256,19 @@ class ThreadedEngine:
                     emissions = self._engine.step()
             except Exception as error:  # a bug of ours: who was there fails, who comes is served
                 self._engine.abort(error)
+                if isinstance(error, OutOfStep):
+                    self._give_up(error)
             self._hand_out(emissions)
         self._engine.abort(EngineClosed("the engine was closed"))
         self._hand_out([])
+        if isinstance(self.verifier, Leader):
+            self.verifier.close()
+
+    def _give_up(self, error: Exception) -> None:
+        """The verifier is of no use any more."""
+        with self._wake:
+            self._draining = self._closing = True
+            self._error = error
 
     def _await_work(self) -> bool:
         """Do what was asked for; whether to go on."""
@@ -320,6 +334,7 @@ class ThreadedEngine:
                 kv_bytes=verifier.bytes_taken,
                 acceptance=acceptance,
                 draining=self._draining,
+                error=self._error,
             )
 
 
