@@ -81,7 +81,8 @@ def packed(message: Message | None, name_of: Naming) -> Packed:
 class Channel:
     """Messages from rank 0 to all others, and every rank's word on what came of them.
 
-    Making one is a collective: all ranks do it. So is every method.
+    Making one is a collective: all ranks do it, waiting for one another as long as their default
+    group does. So is every method.
 
     Args:
         seconds: how long one rank waits for another.
@@ -92,6 +93,7 @@ class Channel:
 
     def __init__(self, seconds: float) -> None:
         self._seconds = seconds
+        distributed.barrier()  # one may still be loading what another has
         self._group = distributed.new_group(backend="gloo", timeout=timedelta(seconds=seconds))
 
     def send(self, packed: Packed) -> None:

@@ -208,16 +208,22 @@ class _Follower:
         self._own: TransformersVerifier | None = None
 
     def make(self, message: Message) -> Exception | None:
-        """Make the calls, up to one that fails; its exception."""
-        try:
-            for call in message.calls:
+        """Make the calls; the exception of the last one, if it fails.
+
+        Raises:
+            OutOfStep: another one fails. It went well in rank 0, or nobody would have heard of it.
+        """
+        failure = None
+        for call in message.calls:
+            if failure is not None:
+                raise OutOfStep(f"only this process fails here: {_told(failure)}") from failure
+            try:
                 self._make(call)
-        except Exception as error:  # rank 0 has it as well, or all end
-            return error
-        finally:
-            for name in message.forget:
-                self.named.pop(name, None)
-        return None
+            except Exception as error:  # rank 0 has it as well, or all end
+                failure = error
+        for name in message.forget:
+            self.named.pop(name, None)
+        return failure
 
     def _make(self, call: Call) -> None:
         if call.method == _MAKE:
