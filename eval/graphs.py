@@ -17,6 +17,7 @@ from torch import Tensor
 from specdec.eval.filled import Filled, milliseconds
 from specdec.eval.forwards import GATE
 from specdec.runtime.hook import TreeForward, TreeRows
+from specdec.runtime.node_batch import model_inputs
 
 _WARM_UP = 3  # as torch asks for before a capture
 
@@ -38,7 +39,7 @@ class FixedForward:
             self._paged.kv.extend(nodes.sequence, nodes.depths)
         rows = [TreeRows(nodes.sequence, count, None) for nodes in self._batch]
         self._forward = TreeForward(self._paged.kv, rows)
-        self._inputs = self._paged._inputs(self._batch)
+        self._inputs = model_inputs(self._batch, self._paged.model.get_input_embeddings())
 
     @torch.no_grad()
     def __call__(self) -> Tensor:

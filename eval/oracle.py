@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from specdec.interfaces import Prefilled, Prompt, Verified
+from specdec.interfaces import Piece, Prefilled, Prompt, Verified
 from specdec.reliance import Evidence, Need
 from specdec.sampling import total_variation
 from specdec.tree import DraftTree
@@ -84,7 +84,10 @@ class OracleVerifier(TransformersVerifier):
         ]
         return own._replace(handles=handles)
 
-    def verify(self, handles: Sequence[Any], trees: Sequence[DraftTree]) -> Verified:
+    def verify(
+        self, handles: Sequence[Any], trees: Sequence[DraftTree], pieces: Sequence[Piece] = ()
+    ) -> Verified:
+        assert not pieces, "its prompts are run whole"
         verified = super().verify([handle.own for handle in handles], trees)
         best, p = verified.logits.argmax(-1), verified.logits.float().softmax(-1)
         changes = p.new_zeros(len(p), 2)

@@ -19,6 +19,7 @@ from specdec.eval.projection import Acceptance
 from specdec.interfaces import (
     Drafter,
     DraftRequest,
+    Piece,
     Prefilled,
     Prompt,
     Reads,
@@ -48,9 +49,11 @@ class ReplayedVerifier(TransformersVerifier):
         chosen = range(len(last)) if rows is None else rows
         return out._replace(logits=self._lead(out.logits, [last[row] for row in chosen]))
 
-    def verify(self, handles: Sequence[Any], trees: Sequence[DraftTree]) -> Verified:
+    def verify(
+        self, handles: Sequence[Any], trees: Sequence[DraftTree], pieces: Sequence[Piece] = ()
+    ) -> Verified:
         """As for any verifier."""
-        out = super().verify(handles, trees)
+        out = super().verify(handles, trees, pieces)
         tokens = list(chain.from_iterable(tree.tokens for tree in trees))
         return out._replace(logits=self._lead(out.logits, tokens))
 

@@ -182,6 +182,23 @@ class Ready(NamedTuple):
     cached: list[int]
 
 
+class Encoded(NamedTuple):
+    """What has to be known of a prompt of one row to run it piece by piece.
+
+    Attributes:
+        embeds: ``(T, H)``: its input embeddings, images merged into them; ``None`` for those of its
+            tokens.
+        positions: int64 ``(R, T)`` on the CPU.
+        pages: what its full pages are known by.
+        lead: slots of its first page that stay unused.
+    """
+
+    embeds: Tensor | None
+    positions: Tensor
+    pages: list[bytes]
+    lead: int
+
+
 class Prompt(NamedTuple):
     """Rows to be prefilled together.
 
@@ -192,12 +209,28 @@ class Prompt(NamedTuple):
             pixels.
         ready: set if the model has run the prompt already; then ``input_ids`` are what is known of
             it as text: all of it, its end, or nothing.
+        encoded: set if it can be run piece by piece.
     """
 
     input_ids: Tensor
     padding: tuple[int, ...]
     model_kwargs: Mapping[str, Any]
     ready: Ready | None = None
+    encoded: Encoded | None = None
+
+
+class Lack(NamedTuple):
+    """What a prompt that was begun still takes: tokens to be run, and pages more than it has."""
+
+    tokens: int
+    pages: int
+
+
+class Piece(NamedTuple):
+    """The next tokens of a prompt that was begun, ``most`` or fewer."""
+
+    handle: Any  # of a verifier
+    most: int
 
 
 class Prefilled(NamedTuple):
@@ -234,6 +267,8 @@ class Verified(NamedTuple):
             none.
         gaze: per request float32 ``(P,)``: how much its root looked at each token of the prompt;
             ``None`` where nobody asked this time. Empty if nobody ever does.
+        begun: per piece of a prompt what a prefill of that row gives, once all of it has been run;
+            until then ``None``.
     """
 
     logits: Tensor
@@ -241,6 +276,7 @@ class Verified(NamedTuple):
     hidden: Tensor | None = None
     states: Tensor | None = None
     gaze: Sequence[Tensor | None] = ()
+    begun: Sequence[Prefilled | None] = ()
 
 
 class Verifier(Protocol):
@@ -269,10 +305,39 @@ class Verifier(Protocol):
         On an exception no keys stay behind.
         """
 
-    def verify(self, handles: Sequence[Any], trees: Sequence[DraftTree]) -> Verified:
-        """What lies behind every node of every tree, in one forward.
+    def encode(self, prompt: Prompt) -> Prompt:
+        """The same with ``encoded`` set, if this one can be run piece by piece: images are looked
+        at, nothing else is computed. Another thread than that of the other methods may do it.
+        """
 
-        Their keys are scratch until :meth:`commit`, which must follow for each of them.
+    def begin(
+        self, prompt: Prompt, said: Sequence[int], room: int, beside: Sequence[Any]
+    ) -> Any | None:
+        """Start on an encoded prompt, and what was said behind it before; nothing is computed yet.
+
+        Returns:
+            Its handle; ``None`` if one of ``beside``, prompts that were begun, is just computing
+            what this one could share.
+        """
+
+    def lacks(self, handle: Any) -> Lack:
+        """What a prompt that was begun still takes."""
+
+    @property
+    def pages_left(self) -> int | None:
+        """Pages that could be had; ``None`` if as many as wanted."""
+
+    def verify(
+        self, handles: Sequence[Any], trees: Sequence[DraftTree], pieces: Sequence[Piece] = ()
+    ) -> Verified:
+        """What lies behind every node of every tree, in one forward, in which the next pieces of
+        some prompts are run, too.
+
+        The trees' keys are scratch until :meth:`commit`, which must follow for each of them; those
+        of prompts are kept.
+
+        Raises:
+            OutOfPages: nothing has changed.
         """
 
     def append(self, handle: Any, tokens: Sequence[int]) -> Tensor | None:

@@ -25,11 +25,13 @@ _TEXT = frozenset(
 
 class RowKeys(NamedTuple):
     """``pages``: of a row's full pages, in order. ``lead``: slots of its first page to leave
-    unused, so that a page ends behind its last visual token.
+    unused, so that a page ends behind its last visual token. ``images``: its runs of visual tokens,
+    each with a digest of the pixels behind it.
     """
 
     pages: list[bytes]
     lead: int
+    images: Sequence[tuple[range, bytes]] = ()
 
 
 def prompt_keys(
@@ -77,7 +79,7 @@ def _row_keys(
         start = max(end - page_size, 0)
         seen = [pixels[place] for place in range(start, end) if place in pixels]
         keys.append(page_key(keys[-1], tokens[start:end], seen))
-    return RowKeys(keys[1:], lead)
+    return RowKeys(keys[1:], lead, images)
 
 
 def _spans(tokens: Sequence[int], visual: frozenset[int]) -> Iterator[range]:

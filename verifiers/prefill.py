@@ -7,18 +7,29 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
 from specdec.cache import SequenceKV
-from specdec.interfaces import Prefilled, Prompt, Ready, VerifierSpec
+from specdec.interfaces import Encoded, Prefilled, Prompt, Ready, VerifierSpec
 from specdec.runtime import NodeBatch, PagedModel, PrefillRow
 from specdec.tree import DraftTree
+from specdec.verifiers.encoding import positions_of, prepared_inputs
 from specdec.verifiers.key_transfer import read_row
 from specdec.verifiers.page_keys import RowKeys, lead, prompt_keys
+
+
+class Begun(NamedTuple):
+    """Of a prompt that is run piece by piece: what is known of it, what the pages are known by that
+    it has yet to fill, and how many tokens were there already.
+    """
+
+    encoded: Encoded
+    missing: frozenset[bytes]
+    cached: int
 
 
 @dataclass(slots=True, eq=False)
@@ -27,7 +38,8 @@ class Handle:
 
     ``text``: the committed tokens, ``None`` if not all are known. ``offset``: int64 ``(R,)``,
     what is added to a logical index to get its position. ``tree``: the last one that was verified.
-    ``prompt``: tokens of the prompt. ``steps``: trees verified so far.
+    ``prompt``: tokens of the prompt. ``steps``: trees verified so far. ``begun``: set while
+    ``text`` is still to be run, from what is committed on.
     """
 
     sequence: SequenceKV
@@ -36,6 +48,7 @@ class Handle:
     tree: DraftTree | None = None
     prompt: int = 0
     steps: int = 0
+    begun: Begun | None = None
 
 
 class Prefiller:
@@ -81,9 +94,9 @@ class Prefiller:
         else:
             rows_of = zip(prompt.input_ids.tolist(), padding, strict=True)
             keys = [RowKeys([], lead(row[pad:], visual, kv.page_size)) for row, pad in rows_of]
-        inputs = self._inputs(prompt)
+        inputs = prepared_inputs(self._model, prompt, self._paged)
         given = inputs.get("position_ids")
-        positions = [_positions(given, row, padding[row], prompt.input_ids) for row in chosen]
+        positions = [positions_of(given, row, padding[row], prompt.input_ids) for row in chosen]
         twins = list(range(len(texts)))
         if shares:
             twins = _twins(texts, [keys[row].pages for row in chosen])
@@ -173,20 +186,6 @@ class Prefiller:
             batch.append(NodeBatch(handle.sequence, rest, range(len(rest)), None, handle.offset))
         return self._paged.append(batch)
 
-    def _inputs(self, prompt: Prompt) -> dict[str, Any]:
-        kwargs = dict(prompt.model_kwargs) | {
-            "past_key_values": self._paged.cache,
-            "use_cache": True,
-        }
-        # Any: the attribute comes from a mixin that PreTrainedModel does not declare.
-        model: Any = self._model
-        inputs: dict[str, Any] = model.prepare_inputs_for_generation(
-            prompt.input_ids, is_first_iteration=True, **kwargs
-        )
-        for name in ("past_key_values", "use_cache"):
-            inputs.pop(name, None)
-        return inputs
-
     def _begin(self, text: Sequence[int], keys: RowKeys, room: int) -> SequenceKV:
         """A sequence with what is cached of ``text``: not its last token, whose logits are wanted,
         and nothing if an image is left to be read.
@@ -207,11 +206,3 @@ def _twins(texts: Sequence[list[int]], keys: Sequence[list[bytes]]) -> list[int]
     # All pixels are in full pages, so the keys speak of all of them.
     rows = enumerate(zip(texts, keys, strict=True))
     return [firsts.setdefault((tuple(text), tuple(known)), i) for i, (text, known) in rows]
-
-
-def _positions(given: Tensor | None, row: int, padding: int, ids: Tensor) -> Tensor:
-    """Positions of a row's tokens, int64 ``(R, T)`` on the CPU."""
-    if given is None:
-        return torch.arange(ids.shape[1] - padding)[None]
-    rows = given[None] if given.ndim == 2 else given
-    return rows[:, row if rows.shape[1] > 1 else 0, padding:].cpu()

@@ -12,7 +12,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from types import MappingProxyType
+from types import MappingProxyType, MethodType
 from typing import Any, TypeVar, cast
 
 import torch
@@ -28,8 +28,9 @@ TIMEOUT = 60.0  # seconds that one process waits for another
 _MAKE = "make"
 # Methods that run forwards, which all have to make together; and those that change what a process
 # keeps, of which the others may hear with the next of the former.
-_AT_ONCE = frozenset({"prefill", "verify", "append", "encode"})
+_AT_ONCE = frozenset({"measure", "prefill", "verify", "append", "encode"})
 _LATER = frozenset({"begin", "commit", "release"})
+_HERE = frozenset({"lacks", "visual_pages", "check_integrity"})  # those that change nothing
 # What those give that is spoken of again.
 _GIVES = MappingProxyType({"prefill": Handle, "begin": Handle, "encode": Tensor})
 _Result = TypeVar("_Result")
@@ -85,12 +86,13 @@ class Leader:
 
     def __getattr__(self, name: str) -> Any:
         own = getattr(self._own, name)
-        if name not in _AT_ONCE | _LATER:
+        if not isinstance(own, MethodType) or name in _HERE:
             return own
+        if name not in _AT_ONCE | _LATER:
+            raise AttributeError(f"{name} is not for a verifier that is spread over processes")
 
         def call(*args: Any, **kwargs: Any) -> Any:
             with self._turn:
-                self._check()
                 how = self._at_once if name in _AT_ONCE else self._later
                 return how(name, own, args, kwargs)
 
@@ -105,6 +107,10 @@ class Leader:
             self._closed.set()
 
     def _at_once(self, name: str, own: Callable[..., Any], args: Any, kwargs: Any) -> Any:
+        if self.error is not None:
+            raise OutOfStep(*self.error.args) from self.error
+        if self._closed.is_set():
+            raise OutOfStep("this verifier was closed, and the other processes follow no more")
         call = Call(name, args, kwargs, self._names.next)
         self._untold.append(call)
         result = self._together(lambda: own(*args, **kwargs))
@@ -114,6 +120,8 @@ class Leader:
     def _later(self, name: str, own: Callable[..., Any], args: Any, kwargs: Any) -> Any:
         call = Call(name, tuple(_as_now(each) for each in args), kwargs, self._names.next)
         result = own(*args, **kwargs)
+        if self.error is not None or self._closed.is_set():
+            return result  # what was begun can still be given back
         self._untold.append(call)
         self._note(call, result)
         if name == "release":
@@ -169,12 +177,6 @@ class Leader:
                 if not self._closed.is_set():
                     with suppress(OutOfStep):  # it is kept
                         self._together(lambda: None)
-
-    def _check(self) -> None:
-        if self.error is not None:
-            raise OutOfStep(*self.error.args) from self.error
-        if self._closed.is_set():
-            raise OutOfStep("this verifier was closed, and the other processes follow no more")
 
 
 @torch.no_grad()

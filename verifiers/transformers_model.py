@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import weakref
 from collections.abc import Hashable, Sequence
+from itertools import accumulate
 from typing import Any
 
 import torch
@@ -17,12 +18,14 @@ from transformers import PreTrainedModel
 from transformers.cache_utils import Cache
 
 from specdec.cache import page_key
-from specdec.interfaces import Prefilled, Prompt, Verified
+from specdec.interfaces import Lack, Piece, Prefilled, Prompt, Verified
 from specdec.runtime import Kinds, NodeBatch, PagedModel, Source, StatefulModel
 from specdec.tree import DraftTree
+from specdec.verifiers.encoding import PromptEncoder
 from specdec.verifiers.key_transfer import write_columns
 from specdec.verifiers.overrides import override
 from specdec.verifiers.page_keys import root
+from specdec.verifiers.pieces import begin, next_nodes, settle
 from specdec.verifiers.prefill import Handle, Prefiller
 from specdec.verifiers.spec import read_spec, unsupported
 
@@ -116,6 +119,7 @@ class TransformersVerifier:
         self._prefiller = Prefiller(
             model, self.spec, self._paged, self._gaze, counts_padding=special.counts_padding
         )
+        self._encoder = PromptEncoder(model, self.spec, self._paged, special.counts_padding)
 
     @property
     def identity(self) -> Hashable:
@@ -147,31 +151,101 @@ class TransformersVerifier:
             )
         return self._prefiller.take_over(prompt.ready, room, rows)
 
-    def verify(self, handles: Sequence[Handle], trees: Sequence[DraftTree]) -> Verified:
-        """What lies behind every node, in one forward."""
+    @torch.no_grad()
+    def measure(self) -> None:
+        """Find out what a page takes, so that ``kv_cache_bytes`` holds from the first prompt on:
+        runs a prompt of one token.
+        """
+        tokens = torch.tensor([[min(self.spec.eos_token_ids, default=1)]], device=self.model.device)
+        for handle in self.prefill(Prompt(tokens, (0,), {}), room=1).handles:
+            self.release(handle)
+
+    def encode(self, prompt: Prompt) -> Prompt:
+        """The same with ``encoded`` set, if it can be run piece by piece.
+
+        Images are looked at, or taken from what is kept of those that were. Another thread may do
+        it, while this one verifies.
+        """
+        if not self.shares or (self.taps and not self._paged.remembers):
+            return prompt
+        return prompt._replace(encoded=self._encoder.encode(prompt))
+
+    def begin(
+        self, prompt: Prompt, said: Sequence[int], room: int, beside: Sequence[Handle]
+    ) -> Handle | None:
+        """Start on an encoded prompt; ``None`` if another is just computing what it could share."""
+        how = {"counts_padding": self._counts_padding}
+        return begin(self._paged, prompt, said, room, beside, **how)
+
+    def lacks(self, handle: Handle) -> Lack:
+        """What a prompt that was begun still takes."""
+        assert handle.text is not None
+        sequence, size, length = handle.sequence, self._paged.kv.page_size, len(handle.text)
+        pages = -(-(sequence.lead + length) // size) - len(sequence.pages)
+        return Lack(length - sequence.committed, pages)
+
+    @property
+    def pages_left(self) -> int | None:
+        """Pages that could be had; ``None`` before the first prompt, or without a limit."""
+        limit = self.pages_limit
+        return None if limit is None else max(0, limit - self.pages_taken)
+
+    def verify(
+        self,
+        handles: Sequence[Handle],
+        trees: Sequence[DraftTree],
+        pieces: Sequence[Piece] = (),
+    ) -> Verified:
+        """What lies behind every node, in one forward that runs pieces of prompts, too."""
         for handle, tree in zip(handles, trees, strict=True):
             if self.spec.chains_only and not tree.topology.is_chain:
                 raise ValueError(f"{self.spec.name} verifies chains only, and got another tree")
             handle.tree = tree
-        logits = self._paged.forward(
-            [
-                NodeBatch(
-                    handle.sequence,
-                    tree.tokens,
-                    tree.topology.depths,
-                    None if tree.topology.is_chain else tree.topology.ancestors,
-                    handle.offset,
-                    self._watched(handle),
-                )
-                for handle, tree in zip(handles, trees, strict=True)
-            ]
-        )
+        batch = [
+            NodeBatch(
+                handle.sequence,
+                tree.tokens,
+                tree.topology.depths,
+                None if tree.topology.is_chain else tree.topology.ancestors,
+                handle.offset,
+                self._watched(handle),
+            )
+            for handle, tree in zip(handles, trees, strict=True)
+        ]
+        nodes = sum(map(len, trees))
+        texts = [next_nodes(piece, watches=self._gaze) for piece in pieces]
+        keep = None
+        if texts:
+            ends = accumulate((len(text.tokens) for text in texts), initial=nodes)
+            keep = torch.tensor([*range(nodes), *(end - 1 for end in [*ends][1:])])
+        logits = self._paged.forward([*batch, *texts], keep=keep)
         paged, gaze = self._paged, list[Tensor | None]()
         if self._gaze_every:
-            for handle, looked in zip(handles, paged.gaze, strict=True):
+            for handle, looked in zip(handles, paged.gaze, strict=False):  # pieces come behind
                 handle.steps += 1
                 gaze.append(None if looked is None else looked[: handle.prompt])
-        return Verified(logits, paged.visual_mass, paged.hidden, paged.states, gaze)
+        return Verified(
+            logits[:nodes],
+            [mass[:nodes] for mass in paged.visual_mass],
+            None if paged.hidden is None else paged.hidden[:nodes],
+            None if paged.states is None else paged.states[:nodes],
+            gaze,
+            [
+                self._settle(piece.handle, text, logits[nodes + i], len(trees) + i)
+                for i, (piece, text) in enumerate(zip(pieces, texts, strict=True))
+            ],
+        )
+
+    def _settle(
+        self, handle: Handle, text: NodeBatch, logits: Tensor, place: int
+    ) -> Prefilled | None:
+        """Keep a piece that was run, the ``place``-th of its batch."""
+        done = settle(self._paged, handle, text, logits, self.spec.visual_token_ids)
+        self._name(handle)
+        if done is None or not self._gaze:
+            return done
+        looked = self._paged.gaze[place]
+        return done._replace(gaze=[None if looked is None else looked[: handle.prompt]])
 
     def _watched(self, handle: Handle) -> int | None:
         """The node whose gaze is wanted: the root, when it is time."""
@@ -199,10 +273,15 @@ class TransformersVerifier:
 
     def _publish(self, handle: Handle, tokens: Sequence[int]) -> None:
         """The text has these tokens more: let others find the pages that they fill."""
-        kv, sequence = self._paged.kv, handle.sequence
         if handle.text is None:
             return
         handle.text += tokens
+        self._name(handle)
+
+    def _name(self, handle: Handle) -> None:
+        """Let others find the pages that a text fills by now."""
+        kv, sequence = self._paged.kv, handle.sequence
+        assert handle.text is not None
         while self.shares and len(sequence.keys) < sequence.full_pages(kv.page_size):
             # The first page is the prompt's unless it has no image, and then there is no lead.
             start = len(sequence.keys) * kv.page_size - sequence.lead

@@ -13,18 +13,18 @@ from itertools import count
 from typing import Any
 
 import torch
-from torch import Tensor
 
-from specdec.acceptance import Verdict
 from specdec.cache import OutOfPages
+from specdec.engine.accepting import decide, look, tell
 from specdec.engine.controller import Adaptive, planner_for
+from specdec.engine.drafting import Drafting
 from specdec.engine.estimates import estimates
-from specdec.engine.limits import Limits
+from specdec.engine.intake import Intake, Start
+from specdec.engine.limits import UNLIMITED, Limits
 from specdec.engine.planner import outcome_of
 from specdec.engine.request import Decoding, Emission, FinishReason, Request
 from specdec.engine.target import Target
-from specdec.engine.together import by_batch
-from specdec.interfaces import Drafter, Prefilled, Prompt, Verified, Verifier, reads_of
+from specdec.interfaces import Drafter, Piece, Prompt, Verified, Verifier, reads_of
 from specdec.stats import AcceptanceStats
 from specdec.tree import DraftTree, Shape, chain, root_only
 
@@ -32,12 +32,15 @@ DEFAULT_SHAPE = chain(4)
 
 
 class Engine:
-    """Runs requests through one verifier and one drafter.
+    """Runs requests through one verifier and one drafter. One thread at a time may use it.
 
     Args:
         verifier: the model that decides.
         drafter: the model that proposes; ``None`` decodes plainly.
         shape: the largest tree to propose; an :class:`Adaptive` proposes as much as pays.
+        limits: how much may be there at once; ``None`` is no limit but that of the pages.
+        isolates: what goes wrong with one request ends that one only, as an ``error`` of it, and
+            what goes wrong with the drafter nobody; else it is raised by :meth:`step`.
 
     Raises:
         ValueError: the drafter does not fit the verifier, or the shape does not.
@@ -49,35 +52,41 @@ class Engine:
         drafter: Drafter | None,
         shape: Shape | Adaptive = DEFAULT_SHAPE,
         limits: Limits | None = None,
+        *,
+        isolates: bool = False,
     ) -> None:
         if drafter is not None:
             drafter.check(verifier.spec)
-        self._reads = reads_of(drafter)
-        if drafter is not None and self._reads.layers not in ((), verifier.taps):
+        reads = reads_of(drafter)
+        if drafter is not None and reads.layers not in ((), verifier.taps):
             raise ValueError(
-                f"drafter {drafter.name} reads the inputs of layers {self._reads.layers}, and "
+                f"drafter {drafter.name} reads the inputs of layers {reads.layers}, and "
                 f"verifier {verifier.spec.name} gives those of {verifier.taps}: make it with "
-                f"taps={self._reads.layers}"
+                f"taps={reads.layers}"
             )
-        self._planner = planner_for(shape, drafter, verifier)
+        planner = planner_for(shape, drafter, verifier)
         self.verifier = verifier
         self.drafter = drafter
-        self.shape = self._planner.largest
+        self.shape = planner.largest
+        self.limits = limits or UNLIMITED
         self.stats = AcceptanceStats()
-        self._waiting: list[list[Request]] = []  # rows of one prompt each
-        self._full = False  # the pages do not suffice for those who wait
+        self._isolates = isolates
+        self._drafting = Drafting(drafter, planner, self.stats, isolates=isolates)
+        self._intake = Intake(verifier, reads, self.limits, self.stats, len(self.shape))
         self._running: list[Request] = []
         self._kept: list[Any] = []  # handles of finished requests
-        self.limits = limits or Limits()
         self._ids = count()
 
     def submit(
         self, prompt: Prompt, decoding: Decoding | Sequence[Decoding], priority: int = 0
     ) -> list[Request]:
-        """Queue the rows of ``prompt``; they are prefilled together by a later step.
+        """Queue the rows of ``prompt``.
+
+        They are run in one go, while the others pause, unless the prompt is encoded: then piece by
+        piece beside them.
 
         Args:
-            prompt: the rows.
+            prompt: the rows; ``verifier.encode(prompt)`` encodes it.
             decoding: how to decode them, or each of them.
             priority: see :class:`Limits`.
 
@@ -110,26 +119,30 @@ class Engine:
 
     def enqueue(self, requests: list[Request]) -> None:
         """The second half: rows of one prompt, in order."""
-        self._waiting.append(requests)
+        self._intake.waiting.add(requests)
 
-    def cancel(self, request: Request, reason: FinishReason = "cancelled") -> None:
+    def cancel(
+        self,
+        request: Request,
+        reason: FinishReason = "cancelled",
+        error: BaseException | None = None,
+    ) -> None:
         """End a request, wherever it is, and give back what it holds."""
         if request.finished:
             return
-        request.finish_reason = reason
-        self._waiting = [
-            rest for rows in self._waiting if (rest := [row for row in rows if row is not request])
-        ]
-        if request in self._running:
-            self._running.remove(request)
-            self._release(request)
-            self._full = False
+        request.finish_reason, request.error = reason, error
+        self._intake.waiting.drop(request)
+        for there in (self._running, self._intake.prefilling):
+            if request in there:
+                there.remove(request)
+                self._release(request)
+                return
+        self.stats.merge_tokens(request.stats)  # it had said something, and was preempted
 
     def abort(self, error: BaseException) -> None:
         """End all requests by an error."""
-        for request in [*self._running, *(row for rows in self._waiting for row in rows)]:
-            request.error = error
-            self.cancel(request, "error")
+        for request in [*self._running, *self._intake.prefilling, *self._intake.waiting]:
+            self.cancel(request, "error", error)
 
     @property
     def num_running(self) -> int:
@@ -138,20 +151,21 @@ class Engine:
 
     @property
     def num_prefilling(self) -> int:
-        """Requests whose prompts are being computed."""
-        return 0
+        """Requests whose prompts are being run piece by piece."""
+        return len(self._intake.prefilling)
 
     @property
     def has_work(self) -> bool:
         """Whether a step would do anything."""
-        return bool(self._waiting or self._running)
+        return bool(self._running or self._intake.prefilling or self._intake.waiting)
 
     @torch.no_grad()
     def step(self) -> list[Emission]:
-        """Prefill what waits, or else advance every running request by one tree.
+        """Let in whom there is room for; then run a prompt in one go, or else advance every running
+        request by one tree, and prompts that were begun by their next pieces.
 
-        Where the pages do not suffice, those who wait wait on, and the youngest of those who run
-        give theirs up; they are computed again when there is room.
+        Where the pages do not suffice, those who wait wait on, and some of those who run give
+        theirs up; they are computed again when there is room.
 
         Returns:
             The new tokens, in order within each request.
@@ -159,164 +173,154 @@ class Engine:
         Raises:
             OutOfPages: not even a single request fits.
         """
-        if self._waiting and not self._full:
-            emissions = self._admit(self._waiting.pop(0))
-            if emissions is not None:
-                return emissions
+        starts = self._admit()
+        if starts is not None:
+            return _emissions(self._start(starts))
         began = time.perf_counter()
         with self.timed("draft"):
-            trees = self._draft(self._running)
-        with self.timed("verify"):
-            verified = self._verify(trees)
-        running = self._running
-        with self.timed("accept"):
-            blocks = verified.logits.split([len(tree) for tree in trees])
-            _look(running, verified)
-            known = estimates(running, trees, verified)
-            targets = [Target(*parts) for parts in zip(running, trees, blocks, known, strict=True)]
-            verdicts = _decide(targets)
-            if verified.states is not None:
-                _tell(targets, verdicts, verified.states)
-        with self.timed("commit"):
-            for target, verdict in zip(targets, verdicts, strict=True):
-                self._commit(target, verdict)
-            self._retire()
-        outcomes = [outcome_of(target) for target in targets]
-        self._planner.observe(outcomes, time.perf_counter() - began)
-        return [emission for target in targets for emission in target.emissions]
+            share = 0.75 if self._intake.prefilling else 1.0  # leave prompts a part of the step
+            trees = self._drafting.trees(self._running, int(share * self.limits.max_step_tokens))
+        nodes = sum(map(len, trees))
+        pieces = self._intake.pieces(self.limits.max_step_tokens - nodes)
+        tokens = sum(piece.most for _, piece in pieces)
+        targets, begun = self._advance(list(zip(self._running, trees, strict=True)), pieces)
+        seconds = self._intake.clock.apart(tokens, time.perf_counter() - began, alone=not targets)
+        if targets:
+            self._drafting.planner.observe([outcome_of(target) for target in targets], seconds)
+        return _emissions([*targets, *self._start(begun)])
 
     def close(self) -> None:
         """Drop every request and give back what they hold."""
-        for request in self._running:
+        for request in [*self._running, *self._intake.prefilling]:
             self._release(request)
         for handle in self._kept:
             self.verifier.release(handle)
         self._kept.clear()
         self._running.clear()
-        self._waiting.clear()
+        self._intake.prefilling.clear()
+        self._intake.waiting.clear()
 
-    def _admit(self, requests: list[Request]) -> list[Emission] | None:
-        """Let these requests run, or some of them if the pages do not suffice; ``None`` if it is
-        none.
-        """
-        began = time.perf_counter()
+    def _admit(self) -> list[Start] | None:
         try:
-            emissions = self._prefill(requests)
-        except OutOfPages:
-            if requests[0].decoding.together is not None:
-                raise  # its rows must not be parted
-            half = len(requests) // 2
-            self._waiting[:0] = [part for part in (requests[:half], requests[half:]) if part]
-            self._full = half == 0
-            if self._full and not self._running:
+            return self._intake.admit(self._running)
+        except Exception as error:
+            if not self._isolates:
                 raise
-            return [] if half else None
-        finally:
-            self.stats.times.prefill += time.perf_counter() - began
-        return emissions
+            for request in self._intake.entering:
+                self.cancel(request, "error", error)
+            return []
 
-    def _prefill(self, requests: list[Request]) -> list[Emission]:
-        room = requests[0].decoding.max_length + len(self.shape)
-        rows = [request.row for request in requests]
-        prefilled = self.verifier.prefill(requests[0].prompt, room, rows)
-        try:
-            for index, request in enumerate(requests):
-                self._show(request, prefilled, index)
-                self._catch_up(request, prefilled.handles[index])
-        except BaseException:
-            for handle in prefilled.handles:
-                self.verifier.release(handle)
-            raise
+    def _start(self, starts: Sequence[Start]) -> list[Target]:
+        """Let these run, and those of them that have not said anything say their first token."""
         targets = []
-        each = zip(requests, prefilled.handles, prefilled.logits, prefilled.cached, strict=True)
-        for request, handle, row, cached in each:
-            request.handle = handle
+        for request, logits in starts:
             self._running.append(request)
-            for stats in (request.stats, self.stats):
-                stats.num_prompt_tokens += request.view.prompt_length
-                stats.num_cached_tokens += cached
             if not request.output:
                 # A prompt of embeddings has no tokens.
                 root = request.view.tokens[-1] if request.view.tokens else 0
-                targets.append(Target(request, root_only(root), row[None]))
-        _decide(targets)
+                targets.append(Target(request, root_only(root), logits[None]))
+        decide(targets, isolates=self._isolates)
         self._retire()
-        return [emission for target in targets for emission in target.emissions]
+        return targets
 
-    def _catch_up(self, request: Request, handle: Any) -> None:
-        """Compute the keys of what the request had said before it was preempted, its last token
-        excepted.
+    def _advance(
+        self, drafted: list[tuple[Request, DraftTree]], pieces: list[tuple[Request, Piece]]
+    ) -> tuple[list[Target], list[Start]]:
+        """Verify, accept and commit these trees, and run these pieces; in one forward, or, if that
+        fails, each for itself, to see who is to blame.
         """
-        said = request.output[:-1]
-        if said:
-            states = self.verifier.append(handle, said)
-            if states is not None:
-                request.view.states.append(states)
+        try:
+            with self.timed("verify"):
+                verified = self._verify(drafted, pieces)
+        except Exception as error:
+            if not self._isolates:
+                raise
+            return self._apart(drafted, pieces, error)
+        with self.timed("accept"):
+            running, trees = [each for each, _ in drafted], [tree for _, tree in drafted]
+            blocks = verified.logits.split([len(tree) for tree in trees])
+            look(running, verified)
+            known = estimates(running, trees, verified)
+            targets = [Target(*parts) for parts in zip(running, trees, blocks, known, strict=True)]
+            decide(targets, isolates=self._isolates)
+            if verified.states is not None:
+                tell(targets, verified.states)
+        with self.timed("commit"):
+            for target in targets:
+                self._commit(target)
+            self._retire()
+        ends = zip(pieces, verified.begun, strict=True)
+        return targets, [
+            self._intake.begun(request, prefilled)
+            for (request, _), prefilled in ends
+            if prefilled is not None
+        ]
 
-    def _show(self, request: Request, prefilled: Prefilled, index: int) -> None:
-        """Let the drafter see what it reads of the prompt."""
-        view = request.view
-        view.states = [prefilled.states[index]] if prefilled.states else []
-        if prefilled.positions:
-            view.positions = prefilled.positions[index]
-        view.gaze = prefilled.gaze[index] if prefilled.gaze else None
-        if self._reads.pages:
-            view.source = self.verifier.source(prefilled.handles[index])
+    def _apart(
+        self,
+        drafted: list[tuple[Request, DraftTree]],
+        pieces: list[tuple[Request, Piece]],
+        error: Exception,
+    ) -> tuple[list[Target], list[Start]]:
+        """Each of these for itself; one that is alone ends by this error."""
+        if len(drafted) + len(pieces) == 1:
+            for request, _ in [*drafted, *pieces]:
+                self.cancel(request, "error", error)
+            return [], []
+        targets, starts = list[Target](), list[Start]()
+        for one in drafted:
+            if one[0] in self._running:  # and was not preempted for another
+                targets += self._advance([one], [])[0]
+        for part in pieces:
+            if part[0] in self._intake.prefilling:
+                starts += self._advance([], [part])[1]
+        return targets, starts
 
-    def _preempt(self) -> None:
-        """The youngest running request gives up its keys and waits."""
-        request = self._running.pop()
+    def _verify(
+        self, drafted: list[tuple[Request, DraftTree]], pieces: list[tuple[Request, Piece]]
+    ) -> Verified:
+        """What lies behind all nodes; requests that are preempted for it are taken out."""
+        before = self.verifier.model_seconds
+        while True:
+            handles = [request.handle for request, _ in drafted]
+            trees = [tree for _, tree in drafted]
+            try:
+                verified = self.verifier.verify(handles, trees, [piece for _, piece in pieces])
+                break
+            except OutOfPages:
+                there = [*self._running, *self._intake.prefilling]
+                oldest = min(there, key=lambda request: request.view.id)
+                others = [r for r in there if r is not oldest and r.decoding.together is None]
+                if not others:
+                    raise
+                victim = max(others, key=lambda request: (-request.priority, request.view.id))
+                self._preempt(victim)
+                drafted[:] = [each for each in drafted if each[0] is not victim]
+                pieces[:] = [each for each in pieces if each[0] is not victim]
+        self.stats.times.model_forward += self.verifier.model_seconds - before
+        return verified
+
+    def _preempt(self, request: Request) -> None:
+        """It gives up its keys and waits."""
+        for there in (self._running, self._intake.prefilling):
+            if request in there:
+                there.remove(request)
         self.verifier.release(request.handle)
         request.handle = request.view.source = None
         if self.drafter is not None:
             self.drafter.release(request.view.id)
-        self._waiting.insert(0, [request])
-        self._full = True
+        self._intake.waiting.add([request])
+        self._intake.full = True
         for stats in (request.stats, self.stats):
             stats.num_preemptions += 1
 
-    def _draft(self, running: Sequence[Request]) -> list[DraftTree]:
-        if self.drafter is None:
-            return [root_only(request.view.tokens[-1]) for request in running]
-        shapes = self._planner.shapes([request.view.id for request in running])
-        for request, shape in zip(running, shapes, strict=True):
-            # A tree of depth d yields up to d + 1 tokens.
-            left = request.decoding.max_length - request.length - 1
-            alone = request.decoding.together is None
-            request.held = len(shape) == 1 < len(self.shape)
-            request.view.shape = shape.truncate(left if alone else 0)
-        if all(len(request.view.shape) == 1 for request in running):
-            return [root_only(request.view.tokens[-1]) for request in running]
-        before = self.drafter.model_seconds
-        trees = self.drafter.propose([request.view for request in running])
-        self.stats.times.model_forward += self.drafter.model_seconds - before
-        for request, tree in zip(running, trees, strict=True):
-            assert tree.tokens[0] == request.view.tokens[-1], "a tree must grow from the last token"
-            assert len(tree) <= len(request.view.shape), "a tree is too large"
-            assert tree.topology.depth <= request.view.shape.depth, "a tree is too deep"
-        return trees
-
-    def _verify(self, trees: list[DraftTree]) -> Verified:
-        """What lies behind all nodes; requests that are preempted for it take their trees along."""
-        before = self.verifier.model_seconds
-        while True:
-            try:
-                handles = [request.handle for request in self._running]
-                verified = self.verifier.verify(handles, trees)
-                break
-            except OutOfPages:
-                if len(self._running) == 1 or self._running[-1].decoding.together is not None:
-                    raise
-                self._preempt()
-                trees.pop()
-        self.stats.times.model_forward += self.verifier.model_seconds - before
-        return verified
-
-    def _commit(self, target: Target, verdict: Verdict) -> None:
+    def _commit(self, target: Target) -> None:
         request, tree = target.request, target.tree
+        if target.verdict is None:  # it failed, and is let go of
+            return
         accepted = sum(emission.drafted for emission in target.emissions)
         # All tokens but the last have keys: where the answer ended within the block, no others.
-        self.verifier.commit(request.handle, (0, *verdict.path)[: len(target.emissions)])
+        self.verifier.commit(request.handle, (0, *target.verdict.path)[: len(target.emissions)])
         for stats in (request.stats, self.stats):
             stats.record_step(len(tree) - 1, accepted, tree.topology.depth)
             stats.num_plain_steps += request.held
@@ -328,7 +332,6 @@ class Engine:
                 if request.decoding.keep_keys:
                     self._kept.append(request.handle)
                 self._release(request)
-                self._full = False
         self._running = [request for request in self._running if not request.finished]
 
     def _release(self, request: Request) -> None:
@@ -336,6 +339,7 @@ class Engine:
             self.verifier.release(request.handle)
         if self.drafter is not None:
             self.drafter.release(request.view.id)
+        self._intake.full = False
         self.stats.merge_tokens(request.stats)
 
     @contextmanager
@@ -347,33 +351,5 @@ class Engine:
         setattr(times, phase, getattr(times, phase) + time.perf_counter() - began)
 
 
-def _tell(targets: Sequence[Target], verdicts: Sequence[Verdict], states: Tensor) -> None:
-    """Let the drafter see the states of the tokens that were kept."""
-    start = 0
-    for target, verdict in zip(targets, verdicts, strict=True):
-        kept = (0, *verdict.path)[: len(target.emissions)]
-        if kept[-1:] == (len(kept) - 1,):  # as they come; a slice takes less time than a list
-            said = states[start : start + len(kept)]
-        else:
-            said = states[[start + node for node in kept]]
-        target.request.view.states.append(said)
-        start += len(target.tree)
-
-
-def _look(running: Sequence[Request], verified: Verified) -> None:
-    """Let the drafter see where the verifier looks now, where that was asked for."""
-    for request, gaze in zip(running, verified.gaze, strict=bool(verified.gaze)):
-        if gaze is not None:
-            request.view.gaze = gaze
-
-
-def _decide(targets: Sequence[Target]) -> list[Verdict]:
-    """Accept and hand out, each target for itself where its rules allow."""
-    batches = by_batch(targets)
-    scores: dict[int, Tensor] = {}
-    for together, rows in batches:
-        scores |= together.scores(rows)
-    verdicts = [target.decide(scores.get(target.request.view.id)) for target in targets]
-    for together, _ in batches:
-        together.stop()
-    return verdicts
+def _emissions(targets: Sequence[Target]) -> list[Emission]:
+    return [emission for target in targets for emission in target.emissions]

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
-from specdec.tree import Shape
+from specdec.tree import Dynamic, Shape
 
 if TYPE_CHECKING:
     from specdec.engine.target import Target
@@ -72,3 +73,15 @@ class Fixed:
 
     def observe(self, outcomes: Sequence[Outcome], seconds: float) -> None:
         """Nothing follows from it."""
+
+
+def within(shape: Shape, nodes: int) -> Shape:
+    """The shape, or as much of it as has no more than so many drafted nodes."""
+    if len(shape) - 1 <= nodes:
+        return shape
+    if isinstance(shape, Dynamic) and nodes:
+        return replace(shape, budget=nodes)
+    depth = shape.depth - 1
+    while len(cut := shape.truncate(depth)) - 1 > nodes:
+        depth -= 1
+    return cut

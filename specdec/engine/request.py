@@ -111,6 +111,7 @@ class Request:
             error; ``None`` while it goes on.
         error: what went wrong, if something did.
         priority: requests with a higher one are let in first.
+        drafts: whether anything may be drafted for it.
         held: nothing was to be drafted in its last step, because that would not have paid.
         scores: per output token its processed scores ``(V,)``, if kept.
         logits: per output token its raw logits ``(V,)``, if kept.
@@ -127,6 +128,7 @@ class Request:
     finish_reason: FinishReason | None = None
     error: BaseException | None = None
     priority: int = 0
+    drafts: bool = True
     held: bool = False
     stats: AcceptanceStats = field(default_factory=AcceptanceStats)
     scores: list[Tensor] = field(default_factory=list)
@@ -154,7 +156,8 @@ class Request:
             prompt=prompt,
             row=row,
         )
-        return cls(prompt, view, decoding, ids, len(padded), row, priority=priority)
+        rest: dict[str, Any] = {"priority": priority, "drafts": decoding.drafts}
+        return cls(prompt, view, decoding, ids, len(padded), row, **rest)
 
     @property
     def finished(self) -> bool:

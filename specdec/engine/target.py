@@ -27,6 +27,8 @@ from specdec.engine.request import Emission, Logprobs, Request
 from specdec.ledger import Entry
 from specdec.tree import DraftTree
 
+_NAN = "the model gave NaN as logits; its weights or numbers are broken, or float16 overflowed"
+
 
 class Target:
     """One request's tree on its way from the verifier to the answer.
@@ -39,6 +41,8 @@ class Target:
 
     Attributes:
         emissions: the tokens that were handed out, in order.
+        verdict: what was accepted; ``None`` before that, and if it failed.
+        broken: nodes behind which the logits are no numbers.
     """
 
     def __init__(
@@ -53,24 +57,33 @@ class Target:
         self.logits = logits
         self.reliance = reliance
         self.emissions: list[Emission] = []
+        self.verdict: Verdict | None = None
+        self.broken: frozenset[int] = frozenset()
         self._scores: dict[int, Tensor] = {}
         self._decisions: dict[int, Decision] = {}  # of the rule, if there is one
         self._reached = 0
 
-    def decide(self, scores: Tensor | None = None) -> Verdict:
+    def decide(self, scores: Tensor | None = None) -> None:
         """Accept what is to be accepted and hand it out, up to where the answer ends.
 
         Args:
             scores: processed scores ``(V,)`` behind the root, if they are known already.
+
+        Raises:
+            ValueError: a node on the way is broken.
         """
         if scores is not None:
             self._scores[0] = scores
+        if 0 in self.broken:
+            raise ValueError(_NAN)
         verdict = self._verdict()
+        if not self.broken.isdisjoint(verdict.path):
+            raise ValueError(_NAN)
         for node in verdict.path:
             self._reach(node)
         if not self.request.finished:
             self._emit(verdict.token, drafted=False)
-        return verdict
+        self.verdict = verdict
 
     def _verdict(self) -> Verdict:
         decoding, tree = self.request.decoding, self.tree

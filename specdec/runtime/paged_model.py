@@ -11,7 +11,7 @@ import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from itertools import accumulate
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -21,10 +21,10 @@ from specdec.cache import PagedKV, SequenceKV
 from specdec.runtime import hook
 from specdec.runtime.bypass import Bypass
 from specdec.runtime.dense import DenseForward
-from specdec.runtime.devices import device_of
 from specdec.runtime.gaze import Gaze, looked
 from specdec.runtime.hook import PrefillRow
 from specdec.runtime.last_hidden import LastHidden
+from specdec.runtime.node_batch import NodeBatch, model_inputs
 from specdec.runtime.paged_cache import PagedCache
 from specdec.runtime.seam import seam_of
 from specdec.runtime.shards import of_all_heads, shards_of
@@ -32,29 +32,6 @@ from specdec.runtime.taps import Taps
 
 _IMPLEMENTATION = "_attn_implementation_internal"
 PIECE = 256  # tokens of a text that are run at once
-
-
-class NodeBatch(NamedTuple):
-    """New tree nodes of one sequence.
-
-    Attributes:
-        sequence: the sequence; the nodes become its last scratch nodes.
-        tokens: token ids ``(m,)``.
-        depths: depth of each behind the last committed token, from 0.
-        visible: bool ``(m, s + m)``: which of the s scratch nodes already there and of the new ones
-            each may see, itself included; ``None`` is all up to itself, as in a chain.
-        offset: int64 ``(R,)``: position = place in the text + offset, per row of the model's
-            position ids (R = 1, or 3 or 4 for M-RoPE). ``None`` is one row of zero. That place is
-            ``sequence.end + depth``, whatever the sequence leaves out.
-        watched: which of the nodes' gaze is wanted: 0, or any of a chain.
-    """
-
-    sequence: SequenceKV
-    tokens: Sequence[int]
-    depths: Sequence[int]
-    visible: Tensor | None = None
-    offset: Tensor | None = None
-    watched: int | None = None
 
 
 class PagedModel:
@@ -72,6 +49,7 @@ class PagedModel:
         watches: note where the last tokens of prompts look, for ``gaze``.
 
     Attributes:
+        remembers: as above.
         visual_mass: of the last :meth:`forward`, per attention layer, float32 ``(N, Hq)``: how much
             of each node's attention went to visual tokens. Empty if they are not flagged.
         hidden: of the last :meth:`forward` that gave the logits of all rows, ``(N, H)``: what the
@@ -112,7 +90,7 @@ class PagedModel:
         self._watches = watches
         self._head = LastHidden(model) if keeps_hidden else None
         self._taps = Taps(model, taps) if taps else None
-        self._remembers = remembers
+        self.remembers = remembers
         self._budget = kv_cache_bytes
         text_config = model.config.get_text_config(decoder=True)
         self.cache = cache(text_config)
@@ -177,7 +155,7 @@ class PagedModel:
             OutOfPages: the page limit is reached; no sequence has changed.
         """
         with self._extended(batch):
-            inputs = self._inputs(batch)
+            inputs = model_inputs(batch, self._embedding)
             if keep is not None and self._keeps_logits:
                 inputs["logits_to_keep"] = keep
             rows = [
@@ -239,7 +217,7 @@ class PagedModel:
 
     def _remember(self, nodes: Iterable[tuple[SequenceKV, Tensor]]) -> None:
         """Keep the states of sequences' last nodes, as the keys of one more layer."""
-        for sequence, states in nodes if self._remembers else ():
+        for sequence, states in nodes if self.remembers else ():
             slots = self.kv.slots(sequence, sequence.length - len(states), sequence.length)
             self.kv.write(self._layers, slots, states[None, None], states[None, None, :, :0])
 
@@ -260,23 +238,6 @@ class PagedModel:
             for sequence, count in grown:
                 del sequence.scratch_depths[-count:]
             raise
-
-    def _inputs(self, batch: Sequence[NodeBatch]) -> dict[str, Any]:
-        tokens = [token for nodes in batch for token in nodes.tokens]
-        device = device_of(self._embedding)
-        # In Python as long as possible: a tensor operation takes longer than all of these.
-        rows = max((len(nodes.offset) for nodes in batch if nodes.offset is not None), default=1)
-        positions: list[list[int]] = [[] for _ in range(rows)]
-        for nodes in batch:
-            offsets = [0] * rows if nodes.offset is None else nodes.offset.tolist()
-            for row, offset in zip(positions, offsets, strict=True):
-                first = nodes.sequence.end + offset
-                row += [first + depth for depth in nodes.depths]
-        ids = torch.tensor(positions, device=device)
-        return {
-            "input_ids": torch.tensor([tokens], device=device),
-            "position_ids": ids if rows == 1 else ids[:, None],
-        }
 
     def _over_nodes(
         self,

@@ -13,7 +13,8 @@ from specdec.cache import SequenceKV
 from specdec.runtime import hook
 from specdec.runtime.bypass import Bypass
 from specdec.runtime.hook import PrefillRow
-from specdec.runtime.paged_model import NodeBatch, PagedModel
+from specdec.runtime.node_batch import NodeBatch, model_inputs
+from specdec.runtime.paged_model import PagedModel
 from specdec.runtime.states import Beside, Kinds, Layers, StatefulCache
 
 # Given once a token; what the last token was given goes for all that follow.
@@ -141,7 +142,7 @@ class StatefulModel(PagedModel):
         """Logits ``(n, V)`` of one sequence's nodes, which have been added to it."""
         beside = _beside(nodes.sequence)
         count = len(nodes.tokens)
-        inputs = self._inputs([nodes])
+        inputs = model_inputs([nodes], self._embedding)
         for name, value in beside.inputs.items():
             # As for the whole text: transformers takes the nodes' part, 5.17 knows no other way.
             length = nodes.sequence.committed + count

@@ -7,7 +7,7 @@ their positions. Knows nothing of which.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Any
@@ -105,10 +105,17 @@ class TextTower:
 
     def inputs(self, paged: PagedModel, inputs: Mapping[str, Any]) -> TowerInputs:
         """What it is called with in a forward of the model over these prompts; it is not run."""
+        return self._stopped(lambda: paged.prefill(inputs, ()))
+
+    def called_with(self, model: PreTrainedModel, inputs: Mapping[str, Any]) -> TowerInputs:
+        """The same in a forward of ``model`` without pages, which another thread may use."""
+        return self._stopped(lambda: model(**inputs, use_cache=False, return_dict=True))
+
+    def _stopped(self, forward: Callable[[], object]) -> TowerInputs:
         watch = self._module.register_forward_pre_hook(_stop, with_kwargs=True)
         token = _GIVEN.set({})
         try:
-            paged.prefill(inputs, ())
+            forward()
         except _Stopped as stopped:
             return TowerInputs(stopped.inputs)
         finally:

@@ -7,6 +7,8 @@ import time
 from collections import Counter, deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
+from queue import SimpleQueue
 from typing import Any, Protocol, TypeVar
 
 import torch
@@ -20,7 +22,6 @@ from specdec.interfaces import Prompt
 from specdec.policies import Acceptance
 from specdec.serving.stream import EngineClosed, QueueFull, RequestFailed, Stream
 from specdec.stats import AcceptanceStats
-from specdec.verifiers.messages import OutOfStep
 from specdec.verifiers.sharded import Leader
 
 __all__ = ["EngineClosed", "EngineStats", "QueueFull", "RequestFailed", "Stream", "ThreadedEngine"]
@@ -104,7 +105,8 @@ class ThreadedEngine:
         drafts = resolve_drafter(drafter, model)
         rule = rule_of(model, acceptance, {})
         self.verifier = verifier_for(model, drafts, rule, kv_cache_bytes, leads=True)
-        self._engine = Engine(self.verifier, drafts, resolve_tree(tree), self.limits)
+        self.verifier.measure()
+        self._engine = Engine(self.verifier, drafts, resolve_tree(tree), self.limits, isolates=True)
         self._preparing = threading.Lock()
         self._wake = threading.Condition()  # guards what follows
         self._inbox: deque[Callable[[], None]] = deque()
@@ -114,8 +116,13 @@ class ThreadedEngine:
         self._stats, self._told = EngineStats(), 0.0
         self._ended = Counter[str]()
         self._seconds = 1.0  # that a request takes, lately
-        self._thread = threading.Thread(target=self._run, name="specdec-engine", daemon=True)
-        self._thread.start()
+        self._prompts: SimpleQueue[Request | None] = SimpleQueue()
+        self._threads = [
+            threading.Thread(target=run, name=f"specdec-{name}", daemon=True)
+            for name, run in (("engine", self._run), ("encoder", self._encode))
+        ]
+        for thread in self._threads:
+            thread.start()
 
     def submit(self, **kwargs: Any) -> Stream:
         """Ask for an answer.
@@ -165,8 +172,7 @@ class ThreadedEngine:
         with self._wake:
             self._check_open()
             self._open[request.view.id] = _Open(request, stream, deadline)
-            self._inbox.append(lambda: self._engine.enqueue([request]))
-            self._wake.notify()
+        self._prompts.put(request)
         return stream
 
     @property
@@ -190,8 +196,10 @@ class ThreadedEngine:
         with self._wake:
             self._draining = self._closing = True
             self._wake.notify_all()
-        if self._thread is not threading.current_thread():
-            self._thread.join()
+        self._prompts.put(None)
+        for thread in self._threads:
+            if thread is not threading.current_thread():
+                thread.join()
 
     def __enter__(self) -> ThreadedEngine:
         return self
@@ -243,9 +251,25 @@ class ThreadedEngine:
         return prompt, decoding
 
     def _cancel(self, request: Request) -> None:
+        self._ask(lambda: self._engine.cancel(request))
+
+    def _ask(self, do: Callable[[], None]) -> None:
+        """Have the engine's thread do this before its next step."""
         with self._wake:
-            self._inbox.append(lambda: self._engine.cancel(request))
-            self._wake.notify()
+            self._inbox.append(do)
+            self._wake.notify_all()
+
+    def _encode(self) -> None:
+        """The thread that looks at images, while the engine's goes on with those who are there."""
+        while (request := self._prompts.get()) is not None:
+            if request.finished:
+                continue
+            try:
+                request.prompt = self.verifier.encode(request.prompt)
+            except Exception as error:
+                self._ask(partial(self._engine.cancel, request, "error", error))
+            else:
+                self._ask(partial(self._engine.enqueue, [request]))
 
     def _run(self) -> None:
         """The engine's thread."""
@@ -256,9 +280,9 @@ class ThreadedEngine:
                     emissions = self._engine.step()
             except Exception as error:  # a bug of ours: who was there fails, who comes is served
                 self._engine.abort(error)
-                if isinstance(error, OutOfStep):
-                    self._give_up(error)
             self._hand_out(emissions)
+            if isinstance(self.verifier, Leader) and self.verifier.error is not None:
+                self._give_up(self.verifier.error)
         self._engine.abort(EngineClosed("the engine was closed"))
         self._hand_out([])
         if isinstance(self.verifier, Leader):

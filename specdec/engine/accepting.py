@@ -1,0 +1,67 @@
+"""What became of the trees of a step: deciding over all of them, and telling drafters."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from specdec.engine.request import Request
+from specdec.engine.target import Target
+from specdec.engine.together import by_batch
+from specdec.interfaces import Verified
+
+
+def decide(targets: Sequence[Target], *, isolates: bool) -> None:
+    """Accept and hand out, each target for itself where its rules allow.
+
+    Args:
+        targets: the trees.
+        isolates: what goes wrong with one, logits that are no numbers included, becomes the error
+            of its request; else it is raised, and logits are not looked at.
+    """
+    if isolates and targets:
+        _mark_broken(targets)
+    batches = by_batch(targets)
+    scores: dict[int, Tensor] = {}
+    for together, rows in batches:
+        scores |= together.scores(rows)
+    for target in targets:
+        try:
+            target.decide(scores.get(target.request.view.id))
+        except Exception as error:
+            if not isolates:
+                raise
+            target.request.finish_reason, target.request.error = "error", error
+    for together, _ in batches:
+        together.stop()
+
+
+def tell(targets: Sequence[Target], states: Tensor) -> None:
+    """Let the drafter see the states ``(N, layers * H)`` of the tokens that were kept."""
+    start = 0
+    for target in targets:
+        if target.verdict is not None:
+            kept = (0, *target.verdict.path)[: len(target.emissions)]
+            if kept[-1:] == (len(kept) - 1,):  # as they come; a slice takes less time than a list
+                said = states[start : start + len(kept)]
+            else:
+                said = states[[start + node for node in kept]]
+            target.request.view.states.append(said)
+        start += len(target.tree)
+
+
+def look(running: Sequence[Request], verified: Verified) -> None:
+    """Let the drafter see where the verifier looks now, where that was asked for."""
+    for request, gaze in zip(running, verified.gaze, strict=bool(verified.gaze)):
+        if gaze is not None:
+            request.view.gaze = gaze
+
+
+def _mark_broken(targets: Sequence[Target]) -> None:
+    """Say which nodes have logits that are no numbers."""
+    broken = torch.cat([target.logits for target in targets]).amax(-1).isnan()
+    if bool(broken.any()):
+        for target, own in zip(targets, broken.split([len(t.tree) for t in targets]), strict=True):
+            target.broken = frozenset(own.nonzero().flatten().tolist())

@@ -1,0 +1,70 @@
+"""The trees of a step: how much each request is to draft, and asking the drafter for it."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+
+from specdec.engine.planner import Planner, within
+from specdec.engine.request import Request
+from specdec.interfaces import Drafter
+from specdec.stats import AcceptanceStats
+from specdec.tree import DraftTree, root_only
+
+_LOG = logging.getLogger("specdec")
+
+
+class Drafting:
+    """Asks a drafter for trees.
+
+    Args:
+        drafter: proposes; ``None`` drafts nothing.
+        planner: says how much.
+        stats: of the engine.
+        isolates: a drafter that fails is not asked again by those who are there, and nothing worse.
+    """
+
+    def __init__(
+        self, drafter: Drafter | None, planner: Planner, stats: AcceptanceStats, *, isolates: bool
+    ) -> None:
+        self.planner = planner
+        self._drafter = drafter
+        self._stats = stats
+        self._isolates = isolates
+
+    def trees(self, running: Sequence[Request], most: int) -> list[DraftTree]:
+        """A tree for each request, with ``most`` nodes in all where they draft anything."""
+        plain = [root_only(request.view.tokens[-1]) for request in running]
+        if self._drafter is None or not running:
+            return plain
+        largest = len(self.planner.largest)
+        shapes = self.planner.shapes([request.view.id for request in running])
+        nodes = max(0, most // len(running) - 1)
+        for request, shape in zip(running, shapes, strict=True):
+            # A tree of depth d yields up to d + 1 tokens.
+            left = request.decoding.max_length - request.length - 1
+            drafts = request.drafts and request.decoding.together is None
+            request.held = len(shape) == 1 < largest
+            request.view.shape = within(shape.truncate(left if drafts else 0), nodes)
+        if all(len(request.view.shape) == 1 for request in running):
+            return plain
+        try:
+            return self._proposed(self._drafter, running)
+        except Exception as error:
+            if not self._isolates:
+                raise
+            _LOG.warning("drafter %s failed, decoding plainly: %r", self._drafter.name, error)
+            for request in running:
+                request.drafts = False
+                self._drafter.release(request.view.id)
+            return plain
+
+    def _proposed(self, drafter: Drafter, running: Sequence[Request]) -> list[DraftTree]:
+        before = drafter.model_seconds
+        trees = drafter.propose([request.view for request in running])
+        self._stats.times.model_forward += drafter.model_seconds - before
+        for request, tree in zip(running, trees, strict=True):
+            assert tree.tokens[0] == request.view.tokens[-1], "a tree must grow from the last token"
+            assert len(tree) <= len(request.view.shape), "a tree is too large"
+            assert tree.topology.depth <= request.view.shape.depth, "a tree is too deep"
+        return trees
