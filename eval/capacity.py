@@ -57,7 +57,7 @@ def pays_up_to(costs: ServingCosts, most: int) -> int:
 
 def prompt_pairs(model: PreTrainedModel, words: int, count: int) -> list[tuple[Inputs, Inputs]]:
     """Questions of so many tokens about images of noise, two about each."""
-    pairs = []
+    pairs: list[tuple[Inputs, Inputs]] = []
     for number in range(count):
         one, other = (image_prompt(model, words, seed=2 * number + i) for i in range(2))
         pixels = one["pixel_values"] + 0.01 * number
@@ -71,7 +71,7 @@ def plan_of(
     """What a load takes, drafted for or not, whichever takes fewer replicas first."""
     each = (costs.prompt_tokens + answer) * costs.kv_bytes_per_token
     fits = max(1, int(kv_bytes // each)) if kv_bytes else most
-    plans = []
+    plans: list[dict[str, Any]] = []
     for drafts in (True, False):
         work = work_of(costs, answer=answer, shared=shared, most=min(most, fits), drafts=drafts)
         replicas = replicas_for(work, rate)
@@ -179,9 +179,7 @@ def capacity(
         if dtype not in DTYPES:
             raise ValueError(f"dtype {dtype!r}: known are {', '.join(DTYPES)}")
         if compare and (model, drafter) != ("demo", "demo"):
-            raise ValueError(
-                "--check measures the demonstration model: --model demo --drafter demo"
-            )
+            raise ValueError("--check is of the demonstration model: --model demo --drafter demo")
         verifier = model_of(model, DTYPES[dtype], on)
         drafts = drafter_of(drafter, verifier)
         accepted = acceptance_of(acceptance, profile, method)

@@ -1,9 +1,9 @@
 """Is what is expected of a replica under a load what comes of it? Asked where both can be had.
 
-The demonstration model's questions come by chance to an engine in this process, at shares of what it
-should keep up with. Costs are measured before and behind each load, so whatever slows the machine
-down hits what is expected and what is measured alike; how long answers are and how many drafts are
-accepted is read off the load itself.
+The demonstration model's questions come by chance to an engine in this process, at shares of what
+it should keep up with. Costs are measured before and behind each load, so whatever slows the
+machine down hits what is expected and what is measured alike; how long answers are and how many
+drafts are accepted is read off the load itself.
 """
 
 from __future__ import annotations

@@ -81,8 +81,8 @@ def run(
     for inputs in asked:
         time.sleep(max(0.0, due - time.perf_counter()))
         due += gaps.expovariate(rate)
-        how = {"do_sample": False, "max_new_tokens": max_new_tokens}
-        clocks.append(engine.open(Clock, **inputs, **how))
+        task = {**inputs, "do_sample": False, "max_new_tokens": max_new_tokens}
+        clocks.append(engine.open(Clock, **task))
     last = time.perf_counter()
     while not all(clock.ended for clock in clocks):
         time.sleep(0.01)

@@ -6,10 +6,10 @@ depends on how many there are. With Poisson arrivals the number in it has the st
     π(n) ∝ λ^n / (μ(1) · … · μ(n)),      μ(i) = i / (i · s + S · T(i)),  μ(n) = μ(B) for n > B,
 
 whatever the law of answers' lengths, but for those beyond B, who wait (F. P. Kelly, Reversibility
-and Stochastic Networks, 1979, ch. 3; T. Bonald and A. Proutière, 2002). λ: requests a second; s: the
-seconds that the engine works on a prompt; S: steps an answer takes; T(i): seconds of a step of i
-requests, drafting and all that the engine does included; B: the most that run at once. Prompts of
-those that run queue for their turn as in M/D/1. Knows no models.
+and Stochastic Networks, 1979, ch. 3). λ: requests a second; s: the seconds that the engine works on
+a prompt; S: steps an answer takes; T(i): seconds of a step of i requests, drafting and all that the
+engine does included; B: the most that run at once. Prompts of those that run queue for their turn
+as in M/D/1. Knows no models.
 """
 
 from __future__ import annotations
