@@ -24,7 +24,7 @@ from specdec.verifiers.names import Names, parts_of
 from specdec.verifiers.prefill import Handle
 from specdec.verifiers.transformers_model import TransformersVerifier
 
-TIMEOUT = 60.0  # seconds that one process waits for another
+TIMEOUT = 120.0  # seconds that one process waits for another
 _MAKE = "make"
 # Methods that run forwards, which all have to make together; and those that change what a process
 # keeps, of which the others may hear with the next of the former.

@@ -107,7 +107,7 @@ class Run:
             ),
         )
 
-    def led(self, case: str, leads: Callable[[], dict[str, Any]], timeout: float = 60) -> None:
+    def led(self, case: str, leads: Callable[[], dict[str, Any]], timeout: float = 120) -> None:
         """Rank 0 leads, the other follows; how each of them ended."""
         began = time.monotonic()
         found: dict[str, Any] = {}

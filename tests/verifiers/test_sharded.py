@@ -29,7 +29,7 @@ def ranks(tmp_path_factory: pytest.TempPathFactory) -> Found:
         [*TORCHRUN, str(Path(sharded_run.__file__)), str(folder)],
         env=os.environ
         | {"PYTHONPATH": f"{TESTS.parent}{os.pathsep}{TESTS}", "OMP_NUM_THREADS": "1"},
-        timeout=280,
+        timeout=600,
         check=False,
         capture_output=True,
         text=True,
@@ -90,4 +90,4 @@ def test_nobody_waits_for_ever(ranks: Found) -> None:
     """A follower whose leader is silent, a leader whose follower is gone: both would hang."""
     assert "has not answered for 3 s" in ranks[1]["silent"]["error"]
     assert "another process" in ranks[0]["killed"]["error"]
-    assert ranks[0]["killed"]["seconds"] < 60
+    assert ranks[0]["killed"]["seconds"] < 120
