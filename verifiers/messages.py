@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import io
 import pickle
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
 from typing import Any, NamedTuple
@@ -41,41 +41,48 @@ class Call(NamedTuple):
 
 
 class Message(NamedTuple):
-    """Calls to make in order, and names that are of no use any more behind them."""
+    """Calls to make in order, each pickled for itself, since it may name what one before it gives;
+    and names that are of no use any more behind them. ``ends``: there are no more.
+    """
 
-    calls: tuple[Call, ...]
+    calls: tuple[bytes, ...] = ()
     forget: tuple[int, ...] = ()
+    ends: bool = False
 
 
 Naming = Callable[[Any], int | None]
 
 
 class Packed(NamedTuple):
-    """A message ready to be sent: what is pickled, and the tensors in it, in order."""
+    """A message, and the tensors in it, in order."""
 
-    text: bytearray
+    message: Message
     tensors: list[Tensor]
 
 
-def packed(message: Message | None, name_of: Naming) -> Packed:
-    """What to send to have the others do this; ``None``: there is no more.
+def packed(calls: Sequence[Call], forget: tuple[int, ...], name_of: Naming) -> Packed:
+    """What to send to have the others make these calls.
 
     Args:
-        message: what.
+        calls: in order.
+        forget: names that are of no use behind them.
         name_of: the name of a value that all ranks have; ``None`` for any other.
 
     Raises:
         ValueError: some of it cannot be sent.
     """
     tensors: list[Tensor] = []
-    written = io.BytesIO()
-    try:
-        _Writer(written, name_of, tensors).dump(message)
-    except (pickle.PicklingError, TypeError, AttributeError) as error:
-        raise ValueError(
-            f"an argument of this request cannot be sent to the other processes: {error}"
-        ) from error
-    return Packed(bytearray(written.getvalue()), tensors)
+    texts = []
+    for call in calls:
+        written = io.BytesIO()
+        try:
+            _Writer(written, name_of, tensors).dump(call)
+        except (pickle.PicklingError, TypeError, AttributeError) as error:
+            raise ValueError(
+                f"an argument of this request cannot be sent to the other processes: {error}"
+            ) from error
+        texts.append(written.getvalue())
+    return Packed(Message(tuple(texts), forget), tensors)
 
 
 class Channel:
@@ -99,8 +106,9 @@ class Channel:
     def send(self, packed: Packed) -> None:
         """Tell the others what to do."""
         head = torch.zeros(_HEAD, dtype=torch.uint8)
-        head[:8] = torch.tensor([len(packed.text)]).view(torch.uint8)
-        first, rest = packed.text[: _HEAD - 8], packed.text[_HEAD - 8 :]
+        text = bytearray(pickle.dumps(packed.message, pickle.HIGHEST_PROTOCOL))
+        head[:8] = torch.tensor([len(text)]).view(torch.uint8)
+        first, rest = text[: _HEAD - 8], text[_HEAD - 8 :]
         head[8 : 8 + len(first)] = torch.frombuffer(first, dtype=torch.uint8)
         self._broadcast(head)
         if rest:
@@ -108,21 +116,27 @@ class Channel:
         for tensor in packed.tensors:
             self._broadcast(_bytes_of(tensor.cpu()))
 
-    def receive(self, named: Mapping[int, Any], device: torch.device) -> Message | None:
-        """What rank 0 says; waits for it.
-
-        Args:
-            named: values by their names.
-            device: where tensors go that were on a device there.
-        """
+    def receive(self) -> Message:
+        """What rank 0 says; waits for it. Its calls are to be read in order."""
         head = torch.empty(_HEAD, dtype=torch.uint8)
         self._broadcast(head)
         size = int(head[:8].view(torch.long))
         rest = torch.empty(max(0, size - (_HEAD - 8)), dtype=torch.uint8)
         self._broadcast(rest)
         text = torch.cat([head[8 : 8 + size], rest]).numpy().tobytes()
-        message: Message | None = _Reader(text, named, device, self._broadcast).load()
+        message: Message = pickle.loads(text)  # see above whose it is
         return message
+
+    def read(self, call: bytes, named: Mapping[int, Any], device: torch.device) -> Call:
+        """A call of the message that was received last.
+
+        Args:
+            call: as it came.
+            named: values by their names.
+            device: where tensors go that were on a device there.
+        """
+        read: Call = _Reader(call, named, device, self._broadcast).load()
+        return read
 
     def outcomes(self, mine: str) -> list[str]:
         """What came of the last message in every rank: "" is that all is well."""

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, distributed
 from transformers import PreTrainedModel
 
-from specdec.verifiers.messages import Call, Channel, Message, OutOfStep, packed
+from specdec.verifiers.messages import Call, Channel, Message, OutOfStep, Packed, packed
 from specdec.verifiers.names import Names, parts_of
 from specdec.verifiers.prefill import Handle
 from specdec.verifiers.transformers_model import TransformersVerifier
@@ -103,7 +103,7 @@ class Leader:
         with self._turn:
             if not self._closed.is_set() and self.error is None:
                 self._together(lambda: None)
-                self._channel.send(packed(None, self._names.find))
+                self._channel.send(Packed(Message(ends=True), []))
             self._closed.set()
 
     def _at_once(self, name: str, own: Callable[..., Any], args: Any, kwargs: Any) -> Any:
@@ -137,8 +137,7 @@ class Leader:
     def _together(self, own: Callable[[], _Result]) -> _Result:
         """Have the others do what they were not told yet, and do one's own part meanwhile."""
         try:
-            message = Message(tuple(self._untold), self._names.forgotten())
-            ready = packed(message, self._names.find)
+            ready = packed(self._untold, self._names.forgotten(), self._names.find)
         except ValueError:
             self._untold.pop()  # what was told before could be packed
             raise
@@ -195,18 +194,19 @@ def follow(model: PreTrainedModel, *, timeout: float = TIMEOUT) -> None:
     if not distributed.is_initialized() or distributed.get_rank() == 0:
         raise ValueError("only ranks behind 0 of processes that share a model follow")
     channel = Channel(timeout)
-    follower = _Follower(model)
-    while (message := channel.receive(follower.named, model.device)) is not None:
+    follower = _Follower(model, channel)
+    while not (message := channel.receive()).ends:
         failure = follower.make(message)
         compare(channel.outcomes(_told(failure)), failure)
 
 
 class _Follower:
-    """Makes rank 0's calls; ``named``: what both have."""
+    """Makes rank 0's calls."""
 
-    def __init__(self, model: PreTrainedModel) -> None:
-        self.named: dict[int, Any] = {}
+    def __init__(self, model: PreTrainedModel, channel: Channel) -> None:
+        self._named: dict[int, Any] = {}  # what both have
         self._model = model
+        self._channel = channel
         self._own: TransformersVerifier | None = None
 
     def make(self, message: Message) -> Exception | None:
@@ -216,15 +216,16 @@ class _Follower:
             OutOfStep: another one fails. It went well in rank 0, or nobody would have heard of it.
         """
         failure = None
-        for call in message.calls:
+        for text in message.calls:
             if failure is not None:
                 raise OutOfStep(f"only this process fails here: {_told(failure)}") from failure
+            call = self._channel.read(text, self._named, self._model.device)
             try:
                 self._make(call)
             except Exception as error:  # rank 0 has it as well, or all end
                 failure = error
         for name in message.forget:
-            self.named.pop(name, None)
+            self._named.pop(name, None)
         return failure
 
     def _make(self, call: Call) -> None:
@@ -233,7 +234,7 @@ class _Follower:
             return
         result = getattr(self._own, call.method)(*call.args, **call.kwargs)
         if call.method in _GIVES:
-            self.named |= enumerate(parts_of(result, _GIVES[call.method]), call.first)
+            self._named |= enumerate(parts_of(result, _GIVES[call.method]), call.first)
 
 
 def compare(outcomes: Sequence[str], mine: BaseException | None = None) -> None:

@@ -20,6 +20,7 @@ from typing import Any
 import torch
 from torch import distributed
 from transformers import AutoModelForImageTextToText, PreTrainedModel
+from transformers.distributed import DistributedConfig
 
 import specdec
 from specdec.cache import OutOfPages
@@ -54,7 +55,7 @@ class Run:
         self.family = families.build(FAMILY)
         self.whole = self.family.model
         self.part: PreTrainedModel = AutoModelForImageTextToText.from_pretrained(
-            folder, tp_plan="auto", dtype=torch.float32
+            folder, distributed_config=DistributedConfig(tp_plan="auto"), dtype=torch.float32
         )
         self.part.generation_config = self.whole.generation_config
         self.rank = distributed.get_rank()
@@ -89,6 +90,7 @@ class Run:
             refused=refused,
         )
 
+    @torch.no_grad()
     def heads(self) -> None:
         """What is said of attention heads, and embeddings for one rank alone."""
         said = []
