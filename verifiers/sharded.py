@@ -9,15 +9,18 @@ a say in happens in rank 0 alone: scheduling, drafting, acceptance. Knows nothin
 
 from __future__ import annotations
 
+import os
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
+from dataclasses import fields
 from types import MappingProxyType, MethodType
 from typing import Any, TypeVar, cast
 
 import torch
 from torch import Tensor, distributed
 from transformers import PreTrainedModel
+from transformers.distributed import DistributedConfig
 
 from specdec.verifiers.messages import Call, Channel, Message, OutOfStep, Packed, packed
 from specdec.verifiers.names import Names, parts_of
@@ -34,6 +37,17 @@ _HERE = frozenset({"lacks", "visual_pages", "check_integrity"})  # those that ch
 # What those give that is spoken of again.
 _GIVES = MappingProxyType({"prefill": Handle, "begin": Handle, "encode": Tensor})
 _Result = TypeVar("_Result")
+
+
+def spread() -> dict[str, Any]:
+    """Arguments of ``from_pretrained`` that spread a model over the processes of a torchrun; none
+    if there is but this one.
+    """
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+        return {}
+    if "tp_plan" in (each.name for each in fields(DistributedConfig)):
+        return {"distributed_config": DistributedConfig(tp_plan="auto")}
+    return {"tp_plan": "auto"}  # before transformers 5.18
 
 
 def lead(model: PreTrainedModel, *, timeout: float = TIMEOUT, **how: Any) -> TransformersVerifier:

@@ -9,7 +9,7 @@ from specdec.serving.threaded import (
     Stream,
     ThreadedEngine,
 )
-from specdec.verifiers.sharded import follow
+from specdec.verifiers.sharded import follow, spread
 
 __all__ = [
     "AsyncEngine",
@@ -21,4 +21,5 @@ __all__ = [
     "Stream",
     "ThreadedEngine",
     "follow",
+    "spread",
 ]

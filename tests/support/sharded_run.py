@@ -20,7 +20,6 @@ from typing import Any
 import torch
 from torch import distributed
 from transformers import AutoModelForImageTextToText, PreTrainedModel
-from transformers.distributed import DistributedConfig
 
 import specdec
 from specdec.cache import OutOfPages
@@ -28,7 +27,7 @@ from specdec.drafters import TextOnlyDrafter
 from specdec.engine import Decoding, Engine, Request
 from specdec.interfaces import Prompt
 from specdec.runtime import whole_embeddings
-from specdec.serving import RequestFailed, ThreadedEngine, follow
+from specdec.serving import RequestFailed, ThreadedEngine, follow, spread
 from specdec.tree import DraftTree, chain, static
 from specdec.verifiers import TransformersVerifier
 from specdec.verifiers.messages import OutOfStep
@@ -55,7 +54,7 @@ class Run:
         self.family = families.build(FAMILY)
         self.whole = self.family.model
         self.part: PreTrainedModel = AutoModelForImageTextToText.from_pretrained(
-            folder, distributed_config=DistributedConfig(tp_plan="auto"), dtype=torch.float32
+            folder, dtype=torch.float32, **spread()
         )
         self.part.generation_config = self.whole.generation_config
         self.rank = distributed.get_rank()
