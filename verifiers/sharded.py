@@ -134,8 +134,9 @@ class Leader:
     def _later(self, name: str, own: Callable[..., Any], args: Any, kwargs: Any) -> Any:
         call = Call(name, tuple(_as_now(each) for each in args), kwargs, self._names.next)
         result = own(*args, **kwargs)
-        if self.error is not None or self._closed.is_set():
-            return result  # what was begun can still be given back
+        known = name != "release" or self._names.find(args[0]) is not None
+        if self.error is not None or self._closed.is_set() or not known:
+            return result  # what was begun can be given back all the same, and twice
         self._untold.append(call)
         self._note(call, result)
         if name == "release":
