@@ -20,7 +20,7 @@ from typing import Any, TypeVar, cast
 import torch
 from torch import Tensor, distributed
 from transformers import PreTrainedModel
-from transformers.distributed import DistributedConfig
+from transformers.distributed.configuration_utils import DistributedConfig
 
 from specdec.verifiers.messages import Call, Channel, Message, OutOfStep, Packed, packed
 from specdec.verifiers.names import Names, parts_of
