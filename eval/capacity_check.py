@@ -122,7 +122,7 @@ def check(
     loads = []
     for number, share in enumerate(shares):
         hoped = _work(before[-1:], length, before[-1].per_step, most)
-        limits = Limits(max_batch=most, max_waiting=requests)
+        limits = Limits(max_batch=most, max_waiting=requests + _SAMPLE)
         with ThreadedEngine(model, drafter, tree=depth, limits=limits) as engine:
             open_loop.run(engine, sample, 1e3, max_new_tokens=answer)  # warm-up
             load = list(itertools.islice(itertools.cycle(rest), requests))

@@ -280,9 +280,9 @@ class ThreadedEngine:
                     emissions = self._engine.step()
             except Exception as error:  # a bug of ours: who was there fails, who comes is served
                 self._engine.abort(error)
-            self._hand_out(emissions)
             if isinstance(self.verifier, Leader) and self.verifier.error is not None:
                 self._give_up(self.verifier.error)
+            self._hand_out(emissions)
         self._engine.abort(EngineClosed("the engine was closed"))
         self._hand_out([])
         if isinstance(self.verifier, Leader):
