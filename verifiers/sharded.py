@@ -116,8 +116,9 @@ class Leader:
         """Have the others stop following. Harmless if that was done before."""
         with self._turn:
             if not self._closed.is_set() and self.error is None:
-                self._together(lambda: None)
-                self._channel.send(Packed(Message(ends=True), []))
+                with suppress(OutOfStep):  # they are gone, then
+                    self._together(lambda: None)
+                    self._channel.send(Packed(Message(ends=True), []))
             self._closed.set()
 
     def _at_once(self, name: str, own: Callable[..., Any], args: Any, kwargs: Any) -> Any:
