@@ -4,6 +4,7 @@ looks at what its ranks wrote.
 
 from __future__ import annotations
 
+import inspect
 import json
 import os
 import subprocess
@@ -13,6 +14,7 @@ from typing import Any
 
 import pytest
 
+from specdec.verifiers import TransformersVerifier, sharded
 from support import families, sharded_run
 
 Found = tuple[dict[str, Any], dict[str, Any]]
@@ -91,3 +93,15 @@ def test_nobody_waits_for_ever(ranks: Found) -> None:
     assert "has not answered for 3 s" in ranks[1]["silent"]["error"]
     assert "another process" in ranks[0]["killed"]["error"]
     assert ranks[0]["killed"]["seconds"] < 120
+
+
+def test_every_method_of_a_verifier_is_led_or_refused() -> None:
+    """A new method that runs a forward in rank 0 alone, which would wait for ever."""
+    public = {
+        name
+        for name, value in vars(TransformersVerifier).items()
+        if inspect.isfunction(value) and not name.startswith("_")
+    }
+    kinds = (sharded._AT_ONCE, sharded._LATER, sharded._HERE)
+    assert public - frozenset[str]().union(*kinds) == {"source", "hand_over"}
+    assert sum(map(len, kinds)) == len(public) - 2
