@@ -51,8 +51,11 @@ def replicas_for(work: Work, rate: float, full: float = _FULL) -> int:
 
 
 def pays_up_to(costs: ServingCosts, most: int) -> int:
-    """The most requests in a step for which drafting is faster; 0 if it never is."""
-    return max((i for i in range(1, most + 1) if costs.speedup(i) > 1), default=0)
+    """The most requests in a step for which drafting is faster, of those that were measured; 0 if
+    it never is.
+    """
+    last = min(most, costs.plain.measured[-1][0])
+    return max((i for i in range(1, last + 1) if costs.speedup(i) > 1), default=0)
 
 
 def prompt_pairs(model: PreTrainedModel, words: int, count: int) -> list[tuple[Inputs, Inputs]]:
@@ -97,7 +100,7 @@ def plan_of(
 
 def _table(plan: dict[str, Any], title: str) -> Table:
     table = Table(title=title, box=SIMPLE_HEAD, padding=0, show_edge=False)
-    for column in ("", "replicas", "requests/s\neach", "in flight", "KV\nMiB", "busy", "waiting"):
+    for column in ("", "replicas", "each\nreq/s", "in\nflight", "KV\nMiB", "busy", "waiting"):
         table.add_column(column, justify="right")
     for column in ("first\ntoken ms", "between\ntokens ms", "end to\nend s"):
         table.add_column(f"expected\n{column}", justify="right")
