@@ -1522,6 +1522,7 @@ BUGS = (
         "[seconds * (batch / b) ** power for b, seconds in times]",
         "[seconds for b, seconds in times]",
         "tests/engine/test_controller.py",
+    ),
     # The server.
     Bug(
         "the beginning of a stop string is streamed",
@@ -1579,6 +1580,49 @@ BUGS = (
         'if (event.key === "Escape") conversation.stop();',
         "",
         PAGE,
+    ),
+    # Models over several processes.
+    Bug(
+        "a follower keeps what rank 0 gave back",
+        "verifiers/sharded.py",
+        'frozenset({"begin", "commit", "release"})',
+        'frozenset({"begin", "commit"})',
+        "tests/verifiers/test_sharded.py",
+    ),
+    Bug(
+        "each process takes its own heads for all",
+        "specdec/runtime/shards.py",
+        "if layer.shape[1] * self.processes != self.heads:",
+        "if True:",
+        "tests/verifiers/test_sharded.py",
+    ),
+    Bug(
+        "each process draws for itself",
+        "specdec/generation.py",
+        "if generator is None and config.do_sample:",
+        "if False:",
+        "tests/verifiers/test_sharded.py",
+    ),
+    Bug(
+        "a process goes on that failed alone",
+        "verifiers/sharded.py",
+        "if len(set(outcomes)) > 1:",
+        "if False:",
+        "tests/verifiers/test_sharded.py",
+    ),
+    Bug(
+        "tokens are put where embeddings are put aside",
+        "specdec/runtime/devices.py",
+        'if device.type != "meta":',
+        "if True:",
+        "tests/verifiers/test_device_map.py",
+    ),
+    Bug(
+        "those who wait share the engine",
+        "eval/queueing.py",
+        "i = min(running, self.most)",
+        "i = running",
+        "tests/eval/test_capacity.py",
     ),
 )
 
