@@ -33,7 +33,7 @@ def begin(
     # Not its last token, whose logits are wanted.
     pages = encoded.pages[: (encoded.lead + len(text) - 1) // kv.page_size]
     sequence = kv.add(room, pages, encoded.lead)
-    missing = pages[len(sequence.keys) :]
+    missing = pages[len(sequence.pages) :]
     if missing and any(missing[0] in other.begun.missing for other in beside if other.begun):
         kv.free(sequence)
         return None

@@ -151,6 +151,15 @@ class TransformersVerifier:
             )
         return self._prefiller.take_over(prompt.ready, room, rows)
 
+    @torch.no_grad()
+    def measure(self) -> None:
+        """Find out what a page takes, so that ``kv_cache_bytes`` holds from the first prompt on:
+        runs a prompt of one token.
+        """
+        tokens = torch.tensor([[min(self.spec.eos_token_ids, default=1)]], device=self.model.device)
+        for handle in self.prefill(Prompt(tokens, (0,), {}), room=1).handles:
+            self.release(handle)
+
     def encode(self, prompt: Prompt) -> Prompt:
         """The same with ``encoded`` set, if it can be run piece by piece.
 

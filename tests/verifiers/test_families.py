@@ -12,7 +12,7 @@ from torch import Tensor
 import specdec
 from specdec.choice import resolve_drafter
 from specdec.drafters import TextOnlyDrafter
-from specdec.engine import Decoding, Engine
+from specdec.engine import Decoding, Engine, Limits
 from specdec.tree import DraftTree, chain, static
 from specdec.verifiers import TransformersVerifier
 from specdec.verifiers.spec import unsupported
@@ -81,6 +81,41 @@ def test_generate_answers_alone_as_in_a_batch(name: str) -> None:
             tree=list(shapes(name).values())[1],
         )
         assert out.tolist() == plain.tolist()
+
+
+# Those whose prompts have to be run whole: their text tower is told more of an image than what its
+# tokens' embeddings say, its tokens see each other, or it keeps states.
+WHOLE = frozenset({"gemma3", "gemma4", "gemma4_shared", "paligemma", "mllama", "qwen3_5"})
+WHOLE |= {"qwen3_vl", "qwen3_vl_moe"}
+
+
+@pytest.mark.parametrize("name", families.NAMES)
+def test_prompts_run_in_pieces_answer_as_in_generate(name: str) -> None:
+    """Requests that come at any step, their prompts cut anywhere, within an image as well, and run
+    beside trees of others: positions of a piece, features of another image, a piece that is
+    forgotten or run twice.
+    """
+    model, pairs = build(name).model, answers(name)[:8]
+    verifier = TransformersVerifier(model, page_size=4)
+    shape = shapes(name)["chain" if name in families.CHAINS_ONLY else "static"]
+    limits = Limits(max_batch=3, max_step_tokens=40)
+    engine = Engine(verifier, partly_right(pairs), shape, limits)
+    requests, in_pieces = [], 0
+    for given, _ in pairs:
+        prompt = verifier.encode(families.prepare(model, given, NEW_TOKENS))
+        in_pieces += prompt.encoded is not None
+        limit = prompt.input_ids.shape[1] + NEW_TOKENS
+        decoding = Decoding(max_length=limit, eos_token_ids=frozenset([families.EOS]))
+        requests += engine.submit(prompt, decoding)
+        engine.step()
+        verifier.check_integrity()
+    while engine.has_work:
+        engine.step()
+        assert engine.num_running + engine.num_prefilling <= 3
+    for request, (given, plain) in zip(requests, pairs, strict=True):
+        assert request.output == plain[0, given["input_ids"].shape[1] :].tolist()
+    assert (in_pieces == len(pairs)) == (name not in WHOLE)
+    assert verifier.pages_taken == 0
 
 
 @pytest.mark.parametrize("name", families.NAMES)
