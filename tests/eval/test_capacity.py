@@ -51,6 +51,7 @@ def test_expectations_are_those_of_a_simulated_replica() -> None:
     measured with ten seeds; 8 % is beyond chance.
     """
     work = Work(0.02, 33, 2.0, Steps(((1, 0.01), (4, 0.016), (8, 0.03))), most=6)
+    assert work.rate(60) == work.rate(6)  # who waits takes no part in a step
     rate = 0.7 * work.rate(6)
     draw, now, inside, area = random.Random(5), 0.0, 0, 0.0
     for _ in range(80_000):
