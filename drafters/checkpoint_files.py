@@ -15,7 +15,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from transformers.utils.hub import cached_file
 
-from specdec.files import read_json, write_json
+from specdec.files import read_json, replacing, write_json
 
 WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
@@ -102,10 +102,9 @@ def write_checkpoint(
     Who finds the record finds the tensors too.
     """
     path.mkdir(parents=True, exist_ok=True)
-    unfinished = path / "model.tmp"
     plain = {key: tensor.detach().cpu().contiguous() for key, tensor in tensors.items()}
-    save_file(plain, unfinished, metadata={"format": "pt"})
-    unfinished.replace(path / WEIGHTS)
+    with replacing(path / WEIGHTS) as unfinished:
+        save_file(plain, unfinished, metadata={"format": "pt"})
     write_json(path / name, record)
 
 

@@ -27,6 +27,7 @@ from specdec.drafters.tokenizers import refuse_other_tokenizer
 from specdec.drafters.vision_pruned import VisionPrunedDrafter
 from specdec.files import read_json, refuse_endless
 from specdec.interfaces import Drafter
+from specdec.runtime import whole_embeddings
 
 CONFIG_NAME = "drafter.json"
 FORMAT_VERSION = 1
@@ -144,7 +145,7 @@ def _eagle(path: str | PathLike[str], model: PreTrainedModel | None) -> EagleDra
     embeddings: Any = None
     if model is not None:
         layers = model.config.get_text_config(decoder=True).num_hidden_layers
-        embeddings = model.get_input_embeddings()
+        embeddings = whole_embeddings(model)
     head, known = read_eagle(path, verifier_layers=layers)
     return EagleDrafter(_beside(head, model), embeddings, calibration=_calibration(path, known))
 

@@ -20,6 +20,7 @@ from specdec.eval.bench_plan import Contender, Plan
 from specdec.eval.comparison import GateError
 from specdec.eval.efficiency import Times
 from specdec.eval.timing import Check, Said, check
+from specdec.files import replacing
 from specdec.stats import AcceptanceStats
 from specdec.training.prompts import Asked
 
@@ -212,9 +213,8 @@ def _kept(file: Path) -> dict[str, Cell]:
     lines = file.read_bytes().splitlines(keepends=True) if file.is_file() else []
     whole = [line for line in lines if line.endswith(b"\n")]
     if len(whole) < len(lines):
-        unfinished = file.with_suffix(".tmp")
-        unfinished.write_bytes(b"".join(whole))
-        unfinished.replace(file)
+        with replacing(file) as unfinished:
+            unfinished.write_bytes(b"".join(whole))
     for line in whole:
         values = json.loads(line)
         runs = {name: _ran(value) for name, value in values["runs"].items()}

@@ -90,7 +90,7 @@ def acceptance_of(rate: float, profile: Path | None, method: str | None) -> Acce
         raise ValueError(f"{profile}: no record could be read: {error}") from None
 
 
-def _numbers(text: str, what: str) -> list[int]:
+def numbers_of(text: str, what: str) -> list[int]:
     try:
         numbers = [int(part) for part in text.split(",")]
     except ValueError:
@@ -181,9 +181,9 @@ def plan(
         verifier = model_of(model, DTYPES[dtype], on)
         costs = measure_costs(
             verifier,
-            contexts=_numbers(context, "context"),
+            contexts=numbers_of(context, "context"),
             nodes=[tree.nodes for tree in trees],
-            batches=_numbers(batch, "batch"),
+            batches=numbers_of(batch, "batch"),
             rounds=rounds,
             drafter=drafter_of(drafter, verifier),
             depths=[tree.depth for tree in trees],

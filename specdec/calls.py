@@ -13,11 +13,15 @@ from transformers import PreTrainedModel
 
 from specdec.acceptance import Rule
 from specdec.arguments import check_arguments, decodings, prepare, runs_prompt, stop_tokens
-from specdec.engine import Decoding
+from specdec.drafters import SelfPrunedDrafter
+from specdec.engine import Adaptive, Decoding
 from specdec.engine.estimates import needs
 from specdec.interfaces import Drafter, Prompt, reads_of
 from specdec.policies import Acceptance, Speaker, resolve
+from specdec.runtime import shards_of
+from specdec.tree import Shape
 from specdec.verifiers import TransformersVerifier
+from specdec.verifiers.sharded import lead
 from specdec.verifiers.spec import read_spec
 
 
@@ -36,18 +40,62 @@ def verifier_for(
     drafter: Drafter | None,
     rule: Rule | None = None,
     kv_cache_bytes: int | None = None,
+    *,
+    leads: bool = False,
 ) -> TransformersVerifier:
-    """A verifier that gives what the drafter and the rule read."""
+    """A verifier that gives what the drafter and the rule read; ``leads``: if the model is spread
+    over processes, all others follow this one, rather than doing the same by themselves.
+
+    Raises:
+        ValueError: a drafter that the processes cannot share.
+    """
     wanted, reads = needs(rule), reads_of(drafter)
-    return TransformersVerifier(
-        model,
-        kv_cache_bytes=kv_cache_bytes,
-        hidden="hidden" in wanted,
-        visual_mass="visual_mass" in wanted,
-        taps=reads.layers,
-        gaze=reads.gaze,
-        gaze_every=reads.gaze_every,
-    )
+    how: dict[str, Any] = {
+        "kv_cache_bytes": kv_cache_bytes,
+        "hidden": "hidden" in wanted,
+        "visual_mass": "visual_mass" in wanted,
+        "taps": reads.layers,
+        "gaze": reads.gaze,
+        "gaze_every": reads.gaze_every,
+    }
+    if shards_of(model) is None:
+        return TransformersVerifier(model, **how)
+    if (
+        drafter is not None
+        and reads.pages
+        and (leads or not isinstance(drafter, SelfPrunedDrafter))
+    ):
+        raise ValueError(
+            f"drafter {drafter.name} reads the verifier's keys, and {type(model).__name__} is "
+            "spread over processes, each of which has those of its own heads; take one that reads "
+            "hidden states, or none of the verifier"
+        )
+    return lead(model, **how) if leads else TransformersVerifier(model, **how)
+
+
+def check_alike(model: PreTrainedModel, shape: Shape | Adaptive) -> None:
+    """Refuse what each process would decide for itself, of those that share a model.
+
+    Raises:
+        ValueError: they do, and it is.
+    """
+    if isinstance(shape, Adaptive) and shards_of(model) is not None:
+        raise ValueError(
+            f'tree="auto" goes by time, and {type(model).__name__} is spread over processes, each '
+            "of which measures its own: give a tree of fixed size, or have rank 0 run a "
+            "specdec.ThreadedEngine and the others specdec.serving.follow(model)"
+        )
+
+
+def alike_generator(model: PreTrainedModel) -> torch.Generator | None:
+    """A source of randomness that is the same in all processes that share the model, seeded by
+    their global ones; ``None`` if it is in one.
+    """
+    shards = shards_of(model)
+    if shards is None:
+        return None
+    seed = shards.least(int(torch.randint(2**31, ())))
+    return torch.Generator().manual_seed(seed)
 
 
 def check_gives(verifier: TransformersVerifier, rule: Rule | None) -> None:

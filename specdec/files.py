@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import errno
 import json
-from collections.abc import Mapping
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
+
+from safetensors import SafetensorError
 
 _LARGEST = 2**26  # bytes; the index of the largest checkpoints has a few million
 # No model has more of what a name ending so counts.
@@ -23,9 +28,31 @@ def write_json(path: Path, record: Mapping[str, Any]) -> None:  # Any: JSON valu
 def write_text(path: Path, text: str) -> None:
     """Write ``text``; the file appears, or is replaced, in one move."""
     path.parent.mkdir(parents=True, exist_ok=True)
+    with replacing(path) as unfinished:
+        unfinished.write_text(text, encoding="utf-8")
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """Where to write what is to be at `path`, a file or a folder; it goes there in one move.
+
+    If that fails, as where the disk is full, what was there stays, and nothing half written does.
+
+    Raises:
+        OSError: naming `path`, which neither a full disk's nor that of safetensors does.
+    """
     unfinished = path.with_suffix(".tmp")
-    unfinished.write_text(text, encoding="utf-8")
-    unfinished.replace(path)
+    try:
+        yield unfinished
+        unfinished.replace(path)
+    except BaseException as error:
+        with suppress(OSError):
+            shutil.rmtree(unfinished) if unfinished.is_dir() else unfinished.unlink()
+        if isinstance(error, OSError):
+            raise OSError(error.errno, error.strerror or str(error), str(path)) from error
+        if isinstance(error, SafetensorError):
+            raise OSError(errno.EIO, str(error), str(path)) from error
+        raise
 
 
 def read_json(file: Path) -> dict[str, Any]:  # Any: JSON values

@@ -30,7 +30,7 @@ from specdec.arguments import (
     runs_prompt,
     shows_states,
 )
-from specdec.calls import check_gives, rule_of, verifier_for
+from specdec.calls import alike_generator, check_alike, check_gives, rule_of, verifier_for
 from specdec.choice import (
     Choice,
     DrafterLike,
@@ -197,6 +197,7 @@ def enabled(
 
 
 def _engine(verifier: TransformersVerifier, choice: Choice) -> Engine:
+    check_alike(verifier.model, choice.shape)
     return Engine(verifier, choice.drafter, choice.shape)
 
 
@@ -210,6 +211,8 @@ def _decode(
 ) -> Any:
     """Run prepared rows to their ends and assemble what ``generate`` returns."""
     config = prepared.generation_config
+    if generator is None and config.do_sample:
+        generator = alike_generator(prepared.model)
     shows = shows_states(config)
     keeps = gives_keys(prepared) and not shows
     prompt = Prompt(prepared.input_ids, prepared.padding, prepared.model_kwargs)

@@ -17,7 +17,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor
 
-from specdec.files import read_json
+from specdec.files import read_json, replacing
 from specdec.reliance import Attention, Combined, Layer, Probe, Reliance
 
 Kind = Literal["probe", "attention", "combined"]
@@ -98,9 +98,8 @@ def save_reliance(
         (TENSORS, data),
         (FACTS, (json.dumps(settings, indent=2) + "\n").encode()),
     ):
-        unfinished = Path(folder) / f"{name}.tmp"
-        unfinished.write_bytes(content)
-        unfinished.replace(Path(folder) / name)
+        with replacing(Path(folder) / name) as unfinished:
+            unfinished.write_bytes(content)
 
 
 def load_reliance(

@@ -38,6 +38,9 @@ ENGINE = "tests/engine tests/test_generation.py tests/verifiers"
 GUARDS = "tests/test_guards.py"
 REPORT = "tests/eval/test_report.py"
 DOCS = "tests/docs"
+BATCHING = "tests/engine/test_batching.py"
+SERVING = "tests/serving/test_threaded.py"
+PAGE = "tests/serving/page"
 EXPORT = "tests/drafters/test_eagle_export.py"
 BUGS = (
     # Masks and positions.
@@ -1418,6 +1421,108 @@ BUGS = (
         '    questions: Annotated[int, typer.Option("--each", min=1',
         DOCS,
     ),
+    # Many requests at once.
+    Bug(
+        "batching: pieces of a prompt are counted from its beginning",
+        "verifiers/pieces.py",
+        "positions=encoded.positions[:, start:stop]",
+        "positions=encoded.positions[:, : stop - start]",
+        "tests/verifiers/test_families.py -k pieces",
+    ),
+    Bug(
+        "batching: a piece gets the embeddings of the first",
+        "verifiers/pieces.py",
+        "encoded.embeds[start:stop]",
+        "encoded.embeds[: stop - start]",
+        "tests/verifiers/test_families.py -k pieces",
+    ),
+    Bug(
+        "batching: images are looked at again and again",
+        "verifiers/encoding.py",
+        "self._keep(digest, found",
+        "len(digest) or self._keep(digest, found",
+        SERVING,
+    ),
+    Bug(
+        "batching: what another is just computing is computed twice",
+        "verifiers/pieces.py",
+        "if missing and any(",
+        "if not missing and any(",
+        BATCHING,
+    ),
+    Bug(
+        "batching: nobody but the urgent is let in",
+        "specdec/engine/limits.py",
+        "self._let_in % self._turn == self._turn - 1",
+        "self._let_in < 0",
+        BATCHING,
+    ),
+    Bug(
+        "batching: the oldest gives way",
+        "specdec/engine/limits.py",
+        "if r is not oldest and r",
+        "if r",
+        BATCHING,
+    ),
+    Bug(
+        "batching: trees take the whole step",
+        "specdec/engine/engine.py",
+        "left = self.limits.max_step_tokens - sum(map(len, trees))",
+        "left = self.limits.max_step_tokens",
+        BATCHING,
+    ),
+    Bug(
+        "batching: a request that was cancelled keeps its pages",
+        "specdec/engine/engine.py",
+        """                there.remove(request)
+                self._release(request)
+                return""",
+        """                there.remove(request)
+                return""",
+        BATCHING,
+    ),
+    Bug(
+        "batching: logits that are no numbers are taken for some",
+        "specdec/engine/accepting.py",
+        "found.isnan() | ",
+        "",
+        BATCHING,
+    ),
+    Bug(
+        "batching: who runs beside one that fails, fails, too",
+        "specdec/engine/engine.py",
+        "if len(drafted) + len(pieces) == 1:",
+        "if drafted or pieces:",
+        BATCHING,
+    ),
+    Bug(
+        "batching: preempted answers lose what they had said",
+        "specdec/engine/intake.py",
+        "said = request.output[:-1]\n        handle",
+        "said = request.output[:0]\n        handle",
+        BATCHING,
+    ),
+    Bug(
+        "batching: logprobs are those behind the root",
+        "specdec/engine/target.py",
+        "self.logits[self._reached].float().log_softmax(-1)",
+        "self.logits[0].float().log_softmax(-1)",
+        BATCHING,
+    ),
+    Bug(
+        "batching: readers miss the last tokens",
+        "specdec/serving/threaded.py",
+        "there.listener.deliver(each.get(index, []), True)",
+        "there.listener.deliver([], True)",
+        SERVING,
+    ),
+    Bug(
+        "batching: times of 17 requests are taken for those of 32",
+        "specdec/engine/costs.py",
+        "[seconds * (batch / b) ** power for b, seconds in times]",
+        "[seconds for b, seconds in times]",
+        "tests/engine/test_controller.py",
+    ),
     # The server.
     Bug(
         "the beginning of a stop string is streamed",
@@ -1446,6 +1551,78 @@ BUGS = (
         "(working, watching), return_when",
         "(working,), return_when",
         "tests/serving/test_http.py",
+    ),
+    # The playground.
+    Bug(
+        "the page has the speedup upside down",
+        "specdec/serving/page/figures.js",
+        "(theirs / ours).toFixed",
+        "(ours / theirs).toFixed",
+        PAGE,
+    ),
+    Bug(
+        "the page asks for more than the operator allows",
+        "specdec/serving/page/policy.js",
+        "share === 1 ? policy.epsilon : Number((share * policy.epsilon).toPrecision(2))",
+        "Math.ceil(10 * share * policy.epsilon) / 10",
+        PAGE,
+    ),
+    Bug(
+        "half an answer goes into the page's conversation",
+        "specdec/serving/page/conversation.js",
+        " && !turn.failed",
+        "",
+        PAGE,
+    ),
+    Bug(
+        "the page leaves an answer going on when its reader stops it",
+        "specdec/serving/page/page.js",
+        'if (event.key === "Escape") conversation.stop();',
+        "",
+        PAGE,
+    ),
+    # Models over several processes.
+    Bug(
+        "a follower keeps what rank 0 gave back",
+        "verifiers/sharded.py",
+        'frozenset({"begin", "commit", "release"})',
+        'frozenset({"begin", "commit"})',
+        "tests/verifiers/test_sharded.py",
+    ),
+    Bug(
+        "each process takes its own heads for all",
+        "specdec/runtime/shards.py",
+        "if layer.shape[1] * self.processes != self.heads:",
+        "if True:",
+        "tests/verifiers/test_sharded.py",
+    ),
+    Bug(
+        "each process draws for itself",
+        "specdec/generation.py",
+        "if generator is None and config.do_sample:",
+        "if False:",
+        "tests/verifiers/test_sharded.py",
+    ),
+    Bug(
+        "a process goes on that failed alone",
+        "verifiers/sharded.py",
+        "if len(set(outcomes)) > 1:",
+        "if False:",
+        "tests/verifiers/test_sharded.py",
+    ),
+    Bug(
+        "tokens are put where embeddings are put aside",
+        "specdec/runtime/devices.py",
+        'if device.type != "meta":',
+        "if True:",
+        "tests/verifiers/test_device_map.py",
+    ),
+    Bug(
+        "those who wait share the engine",
+        "eval/queueing.py",
+        "i = min(running, self.most)",
+        "i = running",
+        "tests/eval/test_capacity.py",
     ),
 )
 

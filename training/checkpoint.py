@@ -13,6 +13,8 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 
+from specdec.files import replacing
+
 
 def save(path: Path, state: dict[str, Any]) -> None:
     """Write dicts, lists, tensors and JSON values; the file appears, or is replaced, in one
@@ -20,9 +22,8 @@ def save(path: Path, state: dict[str, Any]) -> None:
     """
     tensors: dict[str, torch.Tensor] = {}
     nesting = json.dumps(_pack(state, tensors))
-    unfinished = path.with_suffix(".tmp")
-    save_file(tensors, unfinished, {"nesting": nesting})
-    unfinished.replace(path)
+    with replacing(path) as unfinished:
+        save_file(tensors, unfinished, {"nesting": nesting})
 
 
 def load(path: Path) -> dict[str, Any]:

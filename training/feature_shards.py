@@ -21,6 +21,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from specdec.cache.layout import visual_places
+from specdec.files import replacing
 from specdec.training.features import FeatureReader, Features, Reading
 from specdec.training.shards import AnswerShards
 from specdec.verifiers.spec import read_spec
@@ -85,9 +86,8 @@ class FeatureShards:
             if parts and parts[0] is not None:
                 tensors[name] = torch.cat([part for part in parts if part is not None])
         self.folder.mkdir(parents=True, exist_ok=True)
-        unfinished = self.path(index).with_suffix(".tmp")
-        save_file(tensors, unfinished, self._about(index))
-        unfinished.replace(self.path(index))
+        with replacing(self.path(index)) as unfinished:
+            save_file(tensors, unfinished, self._about(index))
 
     def read(self, index: int, rows: Sequence[int]) -> list[Features]:
         """The features of these answers of a shard, on the CPU; nothing else is read of it.

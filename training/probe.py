@@ -20,6 +20,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from specdec.files import write_json
+
 if TYPE_CHECKING:
     from specdec.demo import Demo
     from specdec.training.prompts import Asking, Prompts
@@ -225,9 +227,7 @@ def _claim(work: Path, plan: dict[str, Any]) -> None:
                 f"{plan[changed[0]]!r}; give the same options, or remove that folder"
             )
     work.mkdir(parents=True, exist_ok=True)
-    unfinished = file.with_suffix(".tmp")
-    unfinished.write_text(json.dumps(plan, indent=2) + "\n")
-    unfinished.replace(file)
+    write_json(file, plan)
 
 
 def _name(model: str) -> str:

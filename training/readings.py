@@ -19,6 +19,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from specdec.files import replacing
 from specdec.reliance import Evidence
 from specdec.training.counterfactual import Judged, answer, comparable, judge
 from specdec.training.prompts import Asked, Asking
@@ -142,9 +143,9 @@ def collect(
             found = reader.read(asking, seed + index)
             if found is None:
                 continue
-            unfinished = file.with_suffix(".tmp")
-            save_file({name: t.contiguous() for name, t in found._asdict().items()}, unfinished)
-            unfinished.replace(file)
+            tensors = {name: t.contiguous() for name, t in found._asdict().items()}
+            with replacing(file) as unfinished:
+                save_file(tensors, unfinished)
         yield Tokens(**load_file(file))
 
 

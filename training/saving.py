@@ -22,6 +22,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.distributed.checkpoint import state_dict as sharded
 
+from specdec.files import replacing, write_text
 from specdec.training import checkpoint
 
 if TYPE_CHECKING:
@@ -44,10 +45,19 @@ def save(trainer: DistillTrainer, more: dict[str, Any]) -> None:
     """Write a checkpoint of all processes, with ``more`` in it, and drop old ones."""
     folder = trainer.folder / f"checkpoint-{trainer.state.global_step}"
     unfinished = folder.with_suffix(".tmp")
-    wait, writes = trainer.accelerator.wait_for_everyone, trainer.args.should_save
-    if writes:
+    if trainer.args.should_save:
         shutil.rmtree(unfinished, ignore_errors=True)
         unfinished.mkdir(parents=True)
+    try:
+        _write(trainer, folder, unfinished, more)
+    except OSError as error:  # a full disk, of which the half that was written is a part
+        shutil.rmtree(unfinished, ignore_errors=True)
+        why = error.strerror or error
+        raise OSError(error.errno, f"no checkpoint was written: {why}", str(folder)) from error
+
+
+def _write(trainer: DistillTrainer, folder: Path, unfinished: Path, more: dict[str, Any]) -> None:
+    wait, writes = trainer.accelerator.wait_for_everyone, trainer.args.should_save
     wait()
     save_weights(trainer, unfinished / WEIGHTS)
     optimizer = _optimizer_state(trainer)
@@ -91,9 +101,8 @@ def save_weights(trainer: DistillTrainer, file: Path, facts: dict[str, str] | No
         whole = sharded.get_model_state_dict(trainer.student, options=_WHOLE)
         tensors = {n: t for n, t in whole.items() if n in learning and isinstance(t, Tensor)}
     if trainer.args.should_save:
-        unfinished = file.with_suffix(".tmp")
-        save_file({n: t.contiguous() for n, t in tensors.items()}, unfinished, facts)
-        unfinished.replace(file)
+        with replacing(file) as unfinished:
+            save_file({n: t.contiguous() for n, t in tensors.items()}, unfinished, facts)
 
 
 def load_weights(trainer: DistillTrainer, file: Path) -> None:
@@ -159,9 +168,7 @@ def cut_log(file: Path, step: int) -> None:
         lines = file.read_text().splitlines(keepends=True)
         whole = (line for line in lines if line.endswith("\n"))  # the last may be cut off
         kept = [line for line in whole if json.loads(line)["step"] <= step]
-        unfinished = file.with_suffix(".tmp")
-        unfinished.write_text("".join(kept))
-        unfinished.replace(file)
+        write_text(file, "".join(kept))
 
 
 def _steps(folder: Path) -> list[int]:

@@ -18,6 +18,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from specdec.files import replacing
 from specdec.training.prompts import Asked, answer_key, open_image
 from specdec.training.skipped import Skipped
 
@@ -109,13 +110,12 @@ class AnswerShards:
         facts = json.dumps({"seconds": seconds, "skipped": skipped})
         table = table.replace_schema_metadata({**table.schema.metadata, _META: facts.encode()})
         self.folder.mkdir(parents=True, exist_ok=True)
-        unfinished = self.path(index).with_suffix(".tmp")
         with (
+            replacing(self.path(index)) as unfinished,
             pyarrow.OSFile(str(unfinished), "wb") as file,
             pyarrow.ipc.new_stream(file, table.schema) as writer,
         ):
             writer.write_table(table)
-        unfinished.replace(self.path(index))
         self._tables.pop(index, None)
 
     def facts(self, index: int) -> Facts:

@@ -7,6 +7,8 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+from specdec.files import write_text
+
 
 class Skipped(NamedTuple):
     """Something that was left out: ``where`` it is, and ``why``."""
@@ -27,8 +29,5 @@ def write_skipped(file: Path, skipped: Iterable[Skipped]) -> int:
     file appears, or is replaced, in one move.
     """
     lines = [json.dumps(each._asdict()) + "\n" for each in dict.fromkeys(skipped)]
-    file.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = file.with_suffix(".tmp")
-    unfinished.write_text("".join(lines), encoding="utf-8")
-    unfinished.replace(file)
+    write_text(file, "".join(lines))
     return len(lines)

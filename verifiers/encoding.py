@@ -15,7 +15,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from specdec.interfaces import Encoded, Prompt, VerifierSpec
-from specdec.runtime import PagedModel, TextTower
+from specdec.runtime import PagedModel, TextTower, device_of
 from specdec.verifiers.page_keys import RowKeys, prompt_keys
 
 # What a text tower may be called with for its tokens to be run in pieces: what is said of each by
@@ -118,7 +118,7 @@ class PromptEncoder:
 
     def _plain(self, tokens: Tensor) -> Tensor:
         embedding = self._model.get_input_embeddings()
-        embeds: Tensor = embedding(tokens.to(next(embedding.parameters()).device))
+        embeds: Tensor = embedding(tokens.to(device_of(embedding)))
         return embeds
 
     def _keep(self, digest: bytes, features: Tensor) -> None:

@@ -168,7 +168,8 @@ def weight_problems(folder: Path) -> list[str]:
 
 
 def load_model(checkpoint: Checkpoint, dtype: Any) -> PreTrainedModel:
-    """The model with its weights, in inference mode, on the first CUDA device if there is one.
+    """The model with its weights, in inference mode, on the first CUDA device if there is one; in
+    each process of a torchrun its part of it.
 
     Raises:
         UserError: specdec cannot run it, or its weights are missing or broken.
@@ -176,8 +177,9 @@ def load_model(checkpoint: Checkpoint, dtype: Any) -> PreTrainedModel:
     import torch
 
     from specdec.drafters.checkpoint_files import refuse_hollow
+    from specdec.verifiers.sharded import spread
 
-    folder = checkpoint.folder
+    folder, parts = checkpoint.folder, spread()
     if found := problems(bare := skeleton(checkpoint)):
         raise UserError(f"{folder}: specdec cannot run {type(bare).__name__}: {'; '.join(found)}")
     if found := weight_problems(folder):
@@ -188,7 +190,7 @@ def load_model(checkpoint: Checkpoint, dtype: Any) -> PreTrainedModel:
         raise UserError(reason(error)) from error
     try:
         model, info = _auto_model(checkpoint.kind).from_pretrained(
-            folder, dtype=dtype, use_safetensors=True, output_loading_info=True, **_LOCAL
+            folder, dtype=dtype, use_safetensors=True, output_loading_info=True, **parts, **_LOCAL
         )
     except Exception as error:
         raise UserError(f"{folder}: its weights cannot be loaded: {reason(error)}") from error
@@ -198,7 +200,9 @@ def load_model(checkpoint: Checkpoint, dtype: Any) -> PreTrainedModel:
             f"{folder}: {len(missing)} weights of {type(model).__name__} are missing, "
             f"{missing[0]} for instance; is the checkpoint complete, and of this class?"
         )
-    loaded: PreTrainedModel = model.eval().to("cuda" if torch.cuda.is_available() else "cpu")
+    if not parts:  # which transformers has put in their places
+        model.to("cuda" if torch.cuda.is_available() else "cpu")
+    loaded: PreTrainedModel = model.eval()
     return loaded
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import torch
 from torch import Tensor
 
 from specdec.engine.request import Request
@@ -12,17 +11,20 @@ from specdec.engine.target import Target
 from specdec.engine.together import by_batch
 from specdec.interfaces import Verified
 
+_DEAR = 20  # 2 to this many logits of a request take longer than those of the nodes on the way
 
-def decide(targets: Sequence[Target], *, isolates: bool) -> None:
+
+def decide(targets: Sequence[Target], logits: Tensor, *, isolates: bool) -> None:
     """Accept and hand out, each target for itself where its rules allow.
 
     Args:
         targets: the trees.
+        logits: theirs, packed: ``(N, V)``.
         isolates: what goes wrong with one, logits that are no numbers included, becomes the error
             of its request; else it is raised, and logits are not looked at.
     """
-    if isolates and targets:
-        _mark_broken(targets)
+    if targets:
+        _look_over(targets, logits, isolates=isolates)
     batches = by_batch(targets)
     scores: dict[int, Tensor] = {}
     for together, rows in batches:
@@ -59,9 +61,17 @@ def look(running: Sequence[Request], verified: Verified) -> None:
             request.view.gaze = gaze
 
 
-def _mark_broken(targets: Sequence[Target]) -> None:
-    """Say which nodes have logits that are no numbers."""
-    broken = torch.cat([target.logits for target in targets]).amax(-1).isnan()
-    if bool(broken.any()):
-        for target, own in zip(targets, broken.split([len(t.tree) for t in targets]), strict=True):
+def _look_over(targets: Sequence[Target], logits: Tensor, *, isolates: bool) -> None:
+    """What is found out sooner for all nodes at once than for each that is visited."""
+    counts = [len(target.tree) for target in targets]
+    dear = logits.device.type == "cpu" and logits.numel() > len(targets) << _DEAR
+    found = logits[:, 0]  # a hidden state that is no number makes all of its logits so
+    if not dear and any(target.takes_best for target in targets):
+        found, indices = logits.max(-1)
+        best, start = indices.tolist(), 0
+        for target, count in zip(targets, counts, strict=True):
+            target.best = best[start : start + count]
+            start += count
+    if isolates and bool((broken := found.isnan() | found.isposinf()).any()):
+        for target, own in zip(targets, broken.split(counts), strict=True):
             target.broken = frozenset(own.nonzero().flatten().tolist())

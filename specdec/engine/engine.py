@@ -208,7 +208,9 @@ class Engine:
                 # A prompt of embeddings has no tokens.
                 root = request.view.tokens[-1] if request.view.tokens else 0
                 targets.append(Target(request, root_only(root), logits[None]))
-        decide(targets, isolates=self._isolates)
+        if targets:
+            logits = torch.cat([target.logits for target in targets])
+            decide(targets, logits, isolates=self._isolates)
         self._retire()
         return targets
 
@@ -231,7 +233,7 @@ class Engine:
             look(running, verified)
             known = estimates(running, trees, verified)
             targets = [Target(*parts) for parts in zip(running, trees, blocks, known, strict=True)]
-            decide(targets, isolates=self._isolates)
+            decide(targets, verified.logits, isolates=self._isolates)
             if verified.states is not None:
                 tell(targets, verified.states)
         with self.timed("commit"):

@@ -43,6 +43,7 @@ class Target:
         emissions: the tokens that were handed out, in order.
         verdict: what was accepted; ``None`` before that, and if it failed.
         broken: nodes behind which the logits are no numbers.
+        best: per node the most probable token, if that was looked up for all.
     """
 
     def __init__(
@@ -59,9 +60,16 @@ class Target:
         self.emissions: list[Emission] = []
         self.verdict: Verdict | None = None
         self.broken: frozenset[int] = frozenset()
+        self.best: Sequence[int] | None = None
         self._scores: dict[int, Tensor] = {}
         self._decisions: dict[int, Decision] = {}  # of the rule, if there is one
         self._reached = 0
+
+    @property
+    def takes_best(self) -> bool:
+        """Whether what is accepted is the most probable token by the logits as they are."""
+        decoding = self.request.decoding
+        return decoding.processor is None and decoding.rule is None and not decoding.do_sample
 
     def decide(self, scores: Tensor | None = None) -> None:
         """Accept what is to be accepted and hand it out, up to where the answer ends.
@@ -94,8 +102,8 @@ class Target:
             return accept(tree, lambda node: self._decide(rule, node, uniform))
         if decoding.do_sample:
             return accept_sampled(tree, self._distribution, self._uniforms(uniforms_needed(tree)))
-        if decoding.processor is None and not self._scores and not _is_dear(self.logits):
-            return accept_greedy(tree, self.logits.argmax(-1).tolist())
+        if self.takes_best and not self._scores and self.best is not None:
+            return accept_greedy(tree, self.best)
         return accept_greedy(tree, self._argmax)
 
     def _uniforms(self, count: int) -> list[float]:
@@ -184,8 +192,3 @@ class Target:
             spent=decision.spent,
             own=int(self._scores_at(self._reached).argmax()),
         )
-
-
-def _is_dear(logits: Tensor) -> bool:
-    """Whether looking at all nodes takes longer than at those on the way, one by one."""
-    return logits.device.type == "cpu" and logits.numel() > 1 << 20

@@ -114,7 +114,7 @@ class TreeBatch:
     _firsts: list[Tensor] = field(default_factory=list)  # alive, so that their ids stay theirs
     _slots: dict[torch.device, Tensor] = field(default_factory=dict)
     _packed: dict[tuple[torch.device, int], PackedBatch] = field(default_factory=dict)
-    _padded: dict[torch.device, Padded] = field(default_factory=dict)
+    _padded: dict[tuple[torch.device, bool], Padded] = field(default_factory=dict)
     _grouped: dict[tuple[int, int, int], Tensor] = field(default_factory=dict)  # masks
 
     def __post_init__(self) -> None:
@@ -183,11 +183,14 @@ class TreeBatch:
             )
         return self._packed[device, tile_rows]
 
-    def padded(self, device: torch.device) -> Padded:
+    def padded(self, device: torch.device, *, exact: bool = False) -> Padded:
         """The batch as the reference reads it; see :func:`specdec.kernels.padded.pad`."""
-        if device not in self._padded:
-            self._padded[device] = pad(self.requests, self.starts, self.page_size, device)
-        return self._padded[device]
+        name = (device, exact)
+        if name not in self._padded:
+            self._padded[name] = pad(
+                self.requests, self.starts, self.page_size, device, exact=exact
+            )
+        return self._padded[name]
 
     def padded_mask(self, mask: Tensor, group: PaddedGroup, heads: int) -> Tensor:
         """Of a mask that :meth:`mask` gave what a group sees; see :meth:`PaddedGroup.mask`."""

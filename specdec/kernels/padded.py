@@ -24,6 +24,8 @@ _GATHERED = 4
 _PADDING = 0.25
 # Keys from which on reading a contiguous request's in their place saves more than a call costs.
 _LONG = 1024
+# Keys that torch's attention sums at a time, at most: it rounds alike for as many of these.
+_LANES = 16
 
 
 class PaddedGroup(NamedTuple):
@@ -65,7 +67,12 @@ class Padded(NamedTuple):
 
 
 def pad(
-    requests: Sequence[TreeRequest], starts: Sequence[int], page_size: int, device: torch.device
+    requests: Sequence[TreeRequest],
+    starts: Sequence[int],
+    page_size: int,
+    device: torch.device,
+    *,
+    exact: bool = False,
 ) -> Padded:
     """Requests with a row or more, in groups.
 
@@ -74,9 +81,10 @@ def pad(
         starts: their first query rows.
         page_size: tokens a page.
         device: where the tensors are wanted.
+        exact: none is padded so far that its sums are rounded otherwise than by itself.
     """
     groups, found = [], list[int]()
-    for members in _grouped(requests):
+    for members in _grouped(requests, _LANES if exact else None):
         own = [requests[member] for member in members]
         most = max(request.nodes for request in own)
         rows = [
@@ -97,10 +105,12 @@ def pad(
     return Padded(groups, order)
 
 
-def _grouped(requests: Sequence[TreeRequest]) -> list[list[int]]:
+def _grouped(requests: Sequence[TreeRequest], lanes: int | None) -> list[list[int]]:
     """Neighbours by rows and keys are put together as long as little of it is padding."""
     live = [index for index, request in enumerate(requests) if request.nodes > 0]
-    live.sort(key=lambda index: (requests[index].nodes, requests[index].length), reverse=True)
+    sizes = {index: (requests[index].nodes, requests[index].length) for index in live}
+    kinds = {index: length // lanes if lanes else 0 for index, (_, length) in sizes.items()}
+    live.sort(key=lambda index: (kinds[index], sizes[index]), reverse=True)
     groups, apart = list[list[int]](), list[list[int]]()
     work = longest = widest = 0
     for index in live:
@@ -109,7 +119,7 @@ def _grouped(requests: Sequence[TreeRequest]) -> list[list[int]]:
             apart.append([index])
             continue
         own = (request.nodes + _GATHERED) * request.length
-        if groups:
+        if groups and kinds[groups[-1][0]] == kinds[index]:
             most = max(longest, request.length)
             padded = (len(groups[-1]) + 1) * (widest + _GATHERED) * most
             if padded - work - own <= _CALL + _PADDING * (work + own):

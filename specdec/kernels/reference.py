@@ -61,7 +61,8 @@ def tree_attention(
     if len(batch.segments) == 1:  # worth its own lines: it runs once a layer
         own = None if mask is None else mask[None, None]
         return _attend(query, keys, values, batch, batch.segments[0], own, *options)
-    padded = batch.padded(query.device)
+    # In half precision another rounding is enough for another token; in fp32 it is not.
+    padded = batch.padded(query.device, exact=query.dtype != torch.float32)
     outs, masses = list[Tensor](), list[Tensor]()
     for group in padded.groups:
         if len(group.members) > 1:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from specdec.kernels import attention_weights
+from specdec.runtime.shards import Shards
 
 
 class Gaze:
@@ -53,6 +54,12 @@ class Gaze:
         """Float32 ``(L,)``: how much was looked at each token; ``None`` if nobody said."""
         total = self._sums.get(text)
         return None if total is None else total / self._counted
+
+
+def looked(gaze: Gaze | None, texts: int, shards: Shards | None) -> list[Tensor | None]:
+    """What was said of each text, by the heads of all processes."""
+    each = [None if gaze is None else gaze.of(text) for text in range(texts)]
+    return each if shards is None else shards.mean(each)
 
 
 def row_of(mask: Tensor | None, row: int, keys: slice) -> Tensor | None:

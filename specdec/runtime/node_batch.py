@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from specdec.cache import SequenceKV
+from specdec.runtime.devices import device_of
 
 
 class NodeBatch(NamedTuple):
@@ -40,7 +41,7 @@ class NodeBatch(NamedTuple):
 
 def model_inputs(batch: Sequence[NodeBatch], embedding: nn.Module) -> dict[str, Any]:
     """The packed nodes as one row ``(1, N)`` of a model whose input embeddings these are."""
-    device = next(embedding.parameters()).device
+    device = device_of(embedding)
     # In Python as long as possible: a tensor operation takes longer than all of these.
     offsets = (len(nodes.offset) for nodes in batch if nodes.offset is not None)
     rows = max(offsets, default=1)

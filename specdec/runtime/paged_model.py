@@ -22,12 +22,13 @@ from specdec.kernels import TreeBatch
 from specdec.runtime import hook
 from specdec.runtime.bypass import Bypass
 from specdec.runtime.dense import DenseForward
-from specdec.runtime.gaze import Gaze
+from specdec.runtime.gaze import Gaze, looked
 from specdec.runtime.hook import PrefillRow
 from specdec.runtime.last_hidden import LastHidden
 from specdec.runtime.node_batch import NodeBatch, model_inputs
 from specdec.runtime.paged_cache import PagedCache
 from specdec.runtime.seam import seam_of
+from specdec.runtime.shards import of_all_heads, shards_of
 from specdec.runtime.taps import Taps
 
 _IMPLEMENTATION = "_attn_implementation_internal"
@@ -94,6 +95,7 @@ class PagedModel:
         self._budget = kv_cache_bytes
         text_config = model.config.get_text_config(decoder=True)
         self.cache = cache(text_config)
+        self.shards = shards_of(model)
         self._layers: int = text_config.num_hidden_layers
         if self.cache.keeps_states and not self._keeps_states:
             raise ValueError(
@@ -125,7 +127,7 @@ class PagedModel:
             self.kv.extend(row.sequence, range(length - row.start))
         gaze = Gaze(self._layers) if self._watches else None
         logits = self._run(hook.Prefill(self.kv, rows, gaze), inputs)[:, -1]
-        self.gaze = _said(gaze, len(rows))
+        self.gaze = looked(gaze, len(rows), self.shards)
         if self.states is not None:
             self._remember((row.sequence, self.states[row.row, row.start :]) for row in rows)
         self.set_limit()
@@ -253,8 +255,8 @@ class PagedModel:
                 gaze = Gaze(self._layers) if watched else None
                 forward = hook.TreeForward(self.kv, rows, gaze)
                 logits = self._run(forward, inputs, bypass)
-                self.visual_mass = forward.visual_mass
-                self.gaze = _said(gaze, len(rows))
+                self.visual_mass = of_all_heads(forward.visual_mass, self.shards)
+                self.gaze = looked(gaze, len(rows), self.shards)
                 return logits
             except hook.KeysChanged:  # by the first layer; once in the life of a model
                 self._expands = True
@@ -308,9 +310,6 @@ class PagedModel:
         page takes, as layers differ in heads, dtypes and sharing.
         """
         if self._budget is not None:
-            self.kv.allocator.limit = max(1, self._budget // self.kv.bytes_per_page)
+            limit = max(1, self._budget // self.kv.bytes_per_page)
+            self.kv.allocator.limit = self.shards.least(limit) if self.shards else limit
             self._budget = None
-
-
-def _said(gaze: Gaze | None, texts: int) -> list[Tensor | None]:
-    return [None if gaze is None else gaze.of(text) for text in range(texts)]

@@ -4,6 +4,7 @@ from specdec.serving.asynchronous import AsyncEngine, AsyncStream
 from specdec.serving.status import EngineStats
 from specdec.serving.stream import EngineClosed, QueueFull, RequestFailed, Stream
 from specdec.serving.threaded import ThreadedEngine
+from specdec.verifiers.sharded import follow, spread
 
 __all__ = [
     "AsyncEngine",
@@ -14,4 +15,6 @@ __all__ = [
     "RequestFailed",
     "Stream",
     "ThreadedEngine",
+    "follow",
+    "spread",
 ]

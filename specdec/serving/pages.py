@@ -1,4 +1,4 @@
-"""The page that comes with the server: three files, and a policy that lets them load no others."""
+"""The page that comes with the server, and a policy that lets it load nothing else."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from fastapi.responses import FileResponse
 from specdec.serving.errors import ApiError
 
 FOLDER = Path(__file__).parent / "page"
-_FILES = {"/": "index.html", "/page.css": "page.css", "/page.js": "page.js"}
+_TYPES = {".css": "text/css", ".js": "text/javascript"}  # whatever this system takes them for
 _HEADERS = {
     "Content-Security-Policy": "default-src 'self'; img-src 'self' data: blob:; base-uri 'none'; "
     "form-action 'none'; frame-ancestors 'none'",
@@ -20,10 +20,12 @@ _HEADERS = {
 
 
 def router(folder: Path = FOLDER) -> APIRouter:
-    """Routes to the files of `folder`; 404 where one is missing."""
+    """Routes to the files of `folder`; 404 where there is no page."""
     routes = APIRouter(include_in_schema=False)
-    for path, name in _FILES.items():
-        _add(routes, path, folder / name)
+    _add(routes, "/", folder / "index.html")
+    for kind in _TYPES:
+        for file in sorted(folder.glob(f"*{kind}")):
+            _add(routes, f"/{file.name}", file)
     return routes
 
 
@@ -32,4 +34,4 @@ def _add(routes: APIRouter, path: str, file: Path) -> None:
     async def page() -> Response:
         if not file.is_file():
             raise ApiError(404, f"this copy of specdec has no {file.name}")
-        return FileResponse(file, headers=_HEADERS)
+        return FileResponse(file, headers=_HEADERS, media_type=_TYPES.get(file.suffix))

@@ -22,6 +22,7 @@ from specdec.policies import Acceptance
 from specdec.serving.status import EngineStats
 from specdec.serving.stream import EngineClosed, QueueFull, Stream
 from specdec.stats import AcceptanceStats
+from specdec.verifiers.sharded import Leader
 
 _SNAPSHOT = 0.05  # seconds: how old the statistics may be while steps go on
 
@@ -68,7 +69,8 @@ class ThreadedEngine:
         self.acceptance = acceptance
         self.limits = limits or Limits()
         drafts = resolve_drafter(drafter, model)
-        self.verifier = verifier_for(model, drafts, rule_of(model, acceptance, {}), kv_cache_bytes)
+        rule = rule_of(model, acceptance, {})
+        self.verifier = verifier_for(model, drafts, rule, kv_cache_bytes, leads=True)
         self.verifier.measure()
         self._engine = Engine(self.verifier, drafts, resolve_tree(tree), self.limits, isolates=True)
         self._preparing = threading.Lock()
@@ -91,16 +93,15 @@ class ThreadedEngine:
     def submit(self, **kwargs: Any) -> Stream:
         """Ask for an answer.
 
-        Args:
-            acceptance: as for :func:`specdec.generate`; by default the engine's own.
-            generator: source of randomness when sampling, this request's own.
-            priority: requests with a higher one are let in first, though nobody waits for ever:
-                see :class:`Limits`.
-            timeout: seconds after which it ends, however far it is.
-            drafts: whether anything may be drafted for it.
-            top_logprobs: give every token's :class:`Logprobs`, with so many alternatives.
-            **kwargs: as for ``model.generate``, of one prompt: ``input_ids``, ``pixel_values``,
-                ``max_new_tokens``, ``do_sample``, ``logits_processor``, …
+        Takes the arguments of ``model.generate``, of one prompt, and
+
+        - ``acceptance``: as for :func:`specdec.generate`; by default the engine's own;
+        - ``generator``: source of randomness when sampling, this request's own;
+        - ``priority``: requests with a higher one are let in first, though nobody waits for ever:
+          see :class:`Limits`;
+        - ``timeout``: seconds after which it ends, however far it is;
+        - ``drafts``: whether anything may be drafted for it;
+        - ``top_logprobs``: give every token's :class:`Logprobs`, with so many alternatives.
 
         Raises:
             ValueError: what :func:`specdec.generate` would refuse, or several prompts at once.
@@ -218,7 +219,11 @@ class ThreadedEngine:
         try:
             while self._await_work():
                 began = time.monotonic()
-                self._hand_out(self._step(), began)
+                emissions = self._step()
+                if isinstance(self.verifier, Leader) and self.verifier.error is not None:
+                    self._draining = self._closing = True
+                    self._error = closed.__cause__ = self.verifier.error
+                self._hand_out(emissions, began)
         except BaseException as error:  # a bug in here: nobody can be served any more
             logging.getLogger("specdec").exception("the engine's thread has ended")
             self._error = closed.__cause__ = error
@@ -226,6 +231,8 @@ class ThreadedEngine:
         for there in list(self._open.values()):  # images that are still looked at, too
             self._engine.cancel(there.request, "error", closed)
         self._hand_out([])
+        if isinstance(self.verifier, Leader):
+            self.verifier.close()
 
     def _step(self) -> list[Emission]:
         try:

@@ -26,7 +26,7 @@ from specdec.cache import OutOfPages, PagedKV, PageView, SequenceKV
 from specdec.cache.pages import page_key
 
 PAGE, LIMIT, LAYERS = 3, 14, 2
-PROGRAMS = int(os.environ.get("SPECDEC_PROGRAMS", "2000"))
+PROGRAMS = int(os.environ.get("SPECDEC_PROGRAMS", "500"))
 TEXT = st.lists(st.integers(0, 2), min_size=1, max_size=8)  # few tokens, so that texts coincide
 
 

@@ -244,7 +244,7 @@ CUSTOM = json.dumps({"model_type": "mine", "auto_map": {"AutoConfig": "code.Mine
     ("spoil", "pattern"),
     [
         (remove("config.json"), "holds no config.json"),
-        (write("config.json", "{"), "config.json cannot be read"),
+        (write("config.json", "{"), "config.json is not JSON"),
         (write("config.json", "[]"), "no JSON object"),
         (write("config.json", '{"model_type": "unheard"}'), "config.json cannot be used.*unheard"),
         (write("config.json", CUSTOM), "'mine'.* code of its own"),

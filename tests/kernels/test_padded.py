@@ -65,6 +65,22 @@ def test_every_grouping_matches_the_oracle(
     check(case)
 
 
+@pytest.mark.parametrize("nodes", [1, 3])
+def test_half_precision_rounds_as_it_does_alone(nodes: int) -> None:
+    """An answer in bfloat16 that depends on who else is served: padding that adds another vector
+    of keys sums the others in another order."""
+    shapes = [Shape(committed, nodes) for committed in (150, 153, 160, 175, 157, 190, 154)]
+    case = make_case(shapes, visual=None, dim=64, dtype=torch.bfloat16)
+    together = reference.tree_attention(*case[:4], **case.options).out
+    groups = case.batch.padded(CPU, exact=True).groups
+    assert 1 < len(groups) < len(shapes)
+    for i, request in enumerate(case.batch.requests):
+        rows = slice(i * nodes, (i + 1) * nodes)
+        alone = TreeBatch([request], case.batch.page_size)
+        own = reference.tree_attention(case.query[:, :, rows], *case[1:3], alone, **case.options)
+        assert torch.equal(own.out, together[:, :, rows])
+
+
 def test_chains_and_trees_side_by_side() -> None:
     """A chain has no mask of its own; it must not be given that of a tree."""
     case = make_case((Shape(11, 4), Shape(9, 4), Shape(12, 1)), visual=None)

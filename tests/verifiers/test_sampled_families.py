@@ -82,7 +82,7 @@ def test_sampled_answers_follow_the_target(name: str) -> None:
         expected = {said: mass for said, mass in longer.items() if mass > 0}
     shape = chain(3) if name in families.CHAINS_ONLY else static((2, 2, 1))
     engine = Engine(TransformersVerifier(model), DrawsWords(), shape)
-    rows, rounds = 50, 30
+    rows, rounds = 100, 8
     prompt = families.prepare(model, together([given] * rows), LENGTH)
     counts = Counter[tuple[int, ...]]()
     for _ in range(rounds):
