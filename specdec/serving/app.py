@@ -10,15 +10,17 @@ from typing import Any
 
 from fastapi import FastAPI, Request, Response
 from fastapi.responses import JSONResponse
+from starlette.middleware.cors import CORSMiddleware
 from transformers import PreTrainedTokenizerBase, ProcessorMixin
 
 import specdec
 from specdec.prompts import context_length
-from specdec.serving import errors
+from specdec.serving import errors, pages
 from specdec.serving.asynchronous import AsyncEngine
 from specdec.serving.chat import Prompts, Reader
 from specdec.serving.chat_api import ChatCall
 from specdec.serving.errors import ApiError
+from specdec.serving.guard import Access, Guard
 from specdec.serving.images import ImageReader
 from specdec.serving.metrics import CONTENT_TYPE, Metrics
 from specdec.serving.schema import ChatRequest
@@ -74,6 +76,17 @@ def create_app(
     )
     app.state.service = service
     errors.install(app)
+    app.include_router(pages.router())
+    if settings.cors_origins:
+        app.add_middleware(
+            CORSMiddleware,
+            allow_origins=settings.cors_origins,
+            allow_methods=["GET", "POST"],
+            allow_headers=["*"],
+            expose_headers=["X-Request-Id", "Retry-After"],
+        )
+    app.add_middleware(Guard, settings=settings)
+    app.add_middleware(Access)  # added last, it comes first
     _add_routes(app, service, Vocabulary(tokenizer))
     return app
 
@@ -109,8 +122,9 @@ def _add_routes(app: FastAPI, service: Service, vocabulary: Vocabulary) -> None:
 
     @app.get("/health")
     async def health() -> JSONResponse:
-        alive = service.engine.stats.error is None
-        return JSONResponse({"status": "ok" if alive else "failed"}, 200 if alive else 500)
+        if service.engine.stats.error is not None:
+            raise ApiError(503, "the engine has failed; its log says why", code="engine_failed")
+        return JSONResponse({"status": "ok"})
 
     @app.get("/ready")
     async def ready() -> JSONResponse:

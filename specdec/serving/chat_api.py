@@ -14,6 +14,7 @@ from specdec.serving.answers import Answers, Delta
 from specdec.serving.chat import count_images
 from specdec.serving.errors import of_engine, refused
 from specdec.serving.events import DONE, EventStream, event
+from specdec.serving.guard import USAGE
 from specdec.serving.schema import ChatRequest
 from specdec.serving.service import Service, unless_gone
 from specdec.serving.text import Piece
@@ -48,6 +49,7 @@ class ChatCall:
         self._check()
         try:
             answers = await unless_gone(request, self._submit())
+            request.scope[USAGE] = answers.usage
             if self._body.stream:
                 return EventStream(self._events(answers), answers.cancel)
             try:
