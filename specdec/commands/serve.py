@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import ipaddress
-import sys
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -20,8 +20,23 @@ from specdec.commands.options import (
     check_acceptance,
     parse_tree,
 )
+from specdec.commands.serve_ray import (
+    MaxReplicasOption,
+    MinReplicasOption,
+    OverflowOption,
+    RayAddressOption,
+    RayOption,
+    RayOptions,
+    ReplicaCpusOption,
+    ReplicaGpusOption,
+    ReplicasOption,
+    note,
+    run_on_ray,
+)
 
 if TYPE_CHECKING:
+    from fastapi import FastAPI
+
     from specdec.serving.settings import Settings
 
 
@@ -68,6 +83,14 @@ def serve(
         list[str] | None,
         typer.Option(help="A web page's origin that may ask; may be given several times."),
     ] = None,
+    ray: RayOption = False,
+    replicas: ReplicasOption = None,
+    min_replicas: MinReplicasOption = None,
+    max_replicas: MaxReplicasOption = None,
+    overflow_at: OverflowOption = None,
+    replica_cpus: ReplicaCpusOption = None,
+    replica_gpus: ReplicaGpusOption = None,
+    ray_address: RayAddressOption = None,
 ) -> None:
     """Serve a checkpoint to OpenAI's clients, with text and images, streamed or not.
 
@@ -95,26 +118,51 @@ def serve(
     limits = {"max_batch": max_batch, "max_waiting": max_waiting}
     _check_installed()
     if not settings.api_keys and not _is_own(host):
-        _note(f"warning: {host} may be reached by others, and there is no --api-key")
-    _run(model, drafter, dtype, settings, how, limits, (host, port))
+        note(f"warning: {host} may be reached by others, and there is no --api-key")
+    wanted = RayOptions(
+        replicas, min_replicas, max_replicas, overflow_at, replica_cpus, replica_gpus, ray_address
+    )
+    build = partial(build_app, model, drafter, dtype, how, limits)
+    if ray:
+        run_on_ray(build, settings, limits, wanted, (host, port))
+    elif given := wanted.given():
+        raise UserError(f"{given} needs --ray")
+    else:
+        _run(build(settings), (host, port))
 
 
-def _run(
+def _run(app: FastAPI, address: tuple[str, int]) -> None:
+    from specdec.serving.lifecycle import Server
+
+    name = app.state.service.settings.model
+    Server(app, *address, on_start=lambda url: note(f"{name} at {url}/v1")).run()
+
+
+def build_app(
     model: str,
     drafter: str | None,
     dtype: Precision,
-    settings: Settings,
     how: dict[str, Any],
     limits: dict[str, int],
-    address: tuple[str, int],
-) -> None:
+    settings: Settings,
+) -> FastAPI:
+    """Load a checkpoint and make an application of it, in whatever process is to answer.
+
+    Args:
+        model, drafter, dtype: of the command.
+        how: further arguments of the engine. Any: theirs.
+        limits: fields of its :class:`Limits`.
+        settings: the operator's; the drafter's name is filled in here.
+
+    Raises:
+        UserError: something of it is not there, or does not go together.
+    """
     from dataclasses import replace
 
     from specdec import AsyncEngine
     from specdec.commands.asking import load
     from specdec.engine import Limits
     from specdec.serving.app import create_app
-    from specdec.serving.lifecycle import Server
 
     loaded = load(model, drafter, dtype, with_images=False)
     try:
@@ -122,8 +170,7 @@ def _run(
     except ValueError as error:
         raise UserError(f"{type(loaded.model).__name__}: {reason(error)}") from error
     drafts = None if loaded.drafter is None else loaded.drafter.name
-    app = create_app(engine, loaded.processor, replace(settings, drafter=drafts))
-    Server(app, *address, on_start=lambda url: _note(f"{settings.model} at {url}/v1")).run()
+    return create_app(engine, loaded.processor, replace(settings, drafter=drafts))
 
 
 def _check_installed() -> None:
@@ -143,7 +190,3 @@ def _is_own(host: str) -> bool:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:
         return host == "localhost"
-
-
-def _note(text: str) -> None:
-    print(f"specdec serve: {text}", file=sys.stderr, flush=True)

@@ -10,17 +10,15 @@ from typing import Any
 
 from fastapi import FastAPI, Request, Response
 from fastapi.responses import JSONResponse
-from starlette.middleware.cors import CORSMiddleware
 from transformers import PreTrainedTokenizerBase, ProcessorMixin
 
 import specdec
 from specdec.prompts import context_length
-from specdec.serving import errors, pages
+from specdec.serving import errors, guard, pages
 from specdec.serving.asynchronous import AsyncEngine
 from specdec.serving.chat import Prompts, Reader
 from specdec.serving.chat_api import ChatCall
 from specdec.serving.errors import ApiError
-from specdec.serving.guard import Access, Guard
 from specdec.serving.images import ImageReader
 from specdec.serving.metrics import CONTENT_TYPE, Metrics
 from specdec.serving.schema import ChatRequest
@@ -77,16 +75,7 @@ def create_app(
     app.state.service = service
     errors.install(app)
     app.include_router(pages.router())
-    if settings.cors_origins:
-        app.add_middleware(
-            CORSMiddleware,
-            allow_origins=settings.cors_origins,
-            allow_methods=["GET", "POST"],
-            allow_headers=["*"],
-            expose_headers=["X-Request-Id", "Retry-After"],
-        )
-    app.add_middleware(Guard, settings=settings)
-    app.add_middleware(Access)  # added last, it comes first
+    guard.install(app, settings)
     _add_routes(app, service, Vocabulary(tokenizer))
     return app
 
