@@ -9,11 +9,15 @@ import asyncio
 import json
 import os
 import signal
+import sys
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import httpx
 import pytest
+
+import specdec
 
 pytest.importorskip("ray", reason="ray is not installed: pip install 'specdec-lvlm[ray]'")
 pytestmark = [
@@ -31,21 +35,19 @@ CHAT = "/v1/chat/completions"
 
 @pytest.fixture(scope="module")
 def server() -> Iterator[str]:
-    """Its address. Replicas find `specdec` where this process does."""
+    """Its address."""
     import ray
     from ray import serve
 
     from specdec.eval import serve_ray
     from specdec.serving.settings import Settings
 
-    paths = os.pathsep.join([os.getcwd(), os.environ.get("PYTHONPATH", "")])
-    ray.init(
-        address="local",
-        num_cpus=2,
-        include_dashboard=False,
-        log_to_driver=False,
-        runtime_env={"env_vars": {"PYTHONPATH": paths}},
-    )
+    with pytest.MonkeyPatch.context() as patch:
+        # Replicas find `specdec` where this process does.
+        patch.setenv(
+            "PYTHONPATH", os.pathsep.join([str(Path(specdec.__file__).parents[1]), *sys.path])
+        )
+        ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False)
     try:
         port = serve_ray.free_port()
         serve_ray.start(port, settings=Settings(model="demo", api_keys=(KEY,)))
