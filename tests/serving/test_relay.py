@@ -43,7 +43,10 @@ class Replicas:
 def _get(replicas: Replicas, settings: Settings | None = None, **how: object) -> httpx.Response:
     async def metrics() -> bytes:
         return merged(
-            {"a": b"# TYPE x counter\nx_total 1\n", "b": b"# TYPE x counter\nx_total 2\n"}
+            {
+                "a": b"# TYPE x_total counter\nx_total 1\n",
+                "b": b"# TYPE x_total counter\nx_total 2\n",
+            }
         )
 
     app = create_relay(replicas.ask, metrics, settings or Settings())
@@ -130,18 +133,17 @@ def _of_app(serve: Callable[[Request], Awaitable[StreamingResponse]]) -> FastAPI
 
 def test_answer_of_an_application() -> None:
     """Catches a body that does not arrive, and pieces that wait for the answer's end."""
-    going_on = asyncio.Event
 
     async def main() -> list[Head | bytes]:
-        go = going_on()
+        go = asyncio.Event()
 
-        async def words(request: Request) -> AsyncGenerator[bytes, None]:
-            yield await request.body()
+        async def words(body: bytes) -> AsyncGenerator[bytes, None]:
+            yield body
             await go.wait()
             yield b"end"
 
         async def serve(request: Request) -> StreamingResponse:
-            return StreamingResponse(words(request), 201, {"x-y": "z"})
+            return StreamingResponse(words(await request.body()), 201, {"x-y": "z"})
 
         parts: list[Head | bytes] = []
         async for part in answer(_of_app(serve), Call("POST", "/x", body=b"begin")):
