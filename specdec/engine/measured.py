@@ -115,7 +115,7 @@ class Measured:
         self.nothing = self._cut[PLAIN] = largest.truncate(0)
         self._first = 0.0  # what first drafts took beyond others
         self._starts = 0  # how many those were
-        self.start = 0.0  # what such a step takes longer, in plain steps: a running mean
+        self.start = 0.0  # what one takes, in plain steps: a running mean
         self._drafts = 0.0  # how many steps drafted, because that pays
 
     @property
@@ -198,13 +198,13 @@ class Measured:
         self.ledger.plain()
         self._first *= 0.995
 
-    def began(self, extra: float, pays: bool) -> None:
-        """Take in what a step took longer because requests drafted in it for the first time;
-        whether they did because that pays.
+    def began(self, cold: int, extra: float, pays: bool) -> None:
+        """Take in what a step took longer because ``cold`` requests drafted in it for the first
+        time; whether they did because that pays.
         """
         extra = max(0.0, extra)
         self._starts += 1
-        self.start += max(0.2, 1 / self._starts) * (extra - self.start)
+        self.start += max(0.2, 1 / self._starts) * (extra / cold - self.start)
         if pays:
             self._first += extra
 

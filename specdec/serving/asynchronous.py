@@ -7,8 +7,9 @@ from collections.abc import AsyncIterator, Callable
 from typing import Any
 
 from specdec.engine import Emission, Request
+from specdec.serving.status import EngineStats
 from specdec.serving.stream import Answer
-from specdec.serving.threaded import EngineStats, ThreadedEngine
+from specdec.serving.threaded import ThreadedEngine
 
 
 class AsyncStream(Answer):

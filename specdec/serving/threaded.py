@@ -14,51 +14,15 @@ from typing import Any, Protocol, TypeVar
 import torch
 from transformers import PreTrainedModel
 
-from specdec.arguments import check_arguments, decodings, prepare, runs_prompt
-from specdec.calls import check_gives, fresh_generator, rule_of, verifier_for
+from specdec.calls import check_gives, fresh_generator, one_request, rule_of, verifier_for
 from specdec.choice import DrafterLike, TreeLike, resolve_drafter, resolve_tree
-from specdec.engine import Decoding, Emission, Engine, Limits, Request
-from specdec.interfaces import Prompt
+from specdec.engine import Emission, Engine, Limits, Request
 from specdec.policies import Acceptance
-from specdec.serving.stream import EngineClosed, QueueFull, RequestFailed, Stream
+from specdec.serving.status import EngineStats
+from specdec.serving.stream import EngineClosed, QueueFull, Stream
 from specdec.stats import AcceptanceStats
 
-__all__ = ["EngineClosed", "EngineStats", "QueueFull", "RequestFailed", "Stream", "ThreadedEngine"]
-
 _SNAPSHOT = 0.05  # seconds: how old the statistics may be while steps go on
-
-
-@dataclass(frozen=True, slots=True)
-class EngineStats:
-    """How an engine that runs by itself is doing.
-
-    Attributes:
-        running: requests whose answers grow.
-        prefilling: requests whose prompts are being computed.
-        waiting: requests before that.
-        finished: requests that ended by themselves, so far.
-        cancelled: requests that were ended from outside or ran out of time, so far.
-        failed: requests that ended by an error, so far.
-        pages_taken: pages of keys that some request holds.
-        pages_limit: pages that there may be; ``None`` while that is not known.
-        kv_bytes: what keys and values take.
-        acceptance: what speculation achieved so far, preemptions and cached tokens included.
-        draining: no requests are taken any more.
-        error: what ended the engine's thread, if something did; then it is of no use any more.
-    """
-
-    running: int = 0
-    prefilling: int = 0
-    waiting: int = 0
-    finished: int = 0
-    cancelled: int = 0
-    failed: int = 0
-    pages_taken: int = 0
-    pages_limit: int | None = None
-    kv_bytes: int = 0
-    acceptance: AcceptanceStats = field(default_factory=AcceptanceStats)
-    draining: bool = False
-    error: BaseException | None = None
 
 
 class Listener(Protocol):
@@ -110,6 +74,7 @@ class ThreadedEngine:
         self._inbox: deque[Callable[[], None]] = deque()
         self._open: dict[int, _Open] = {}
         self._draining = self._closing = False
+        self._error: BaseException | None = None
         self._stats, self._told = EngineStats(), 0.0
         self._ended = Counter[str]()
         self._seconds = 1.0  # that a request takes, lately
@@ -156,13 +121,17 @@ class ThreadedEngine:
     ) -> _Stream:
         """As :meth:`submit`, for a reader of another kind: ``listener(request, cancel)``."""
         self._check_open()
-        prompt, decoding = self._prepare(
-            self.acceptance if acceptance is None else acceptance,
-            generator,
-            kwargs,
-            drafts,
-            top_logprobs,
-        )
+        rule = rule_of(self.model, self.acceptance if acceptance is None else acceptance, kwargs)
+        check_gives(self.verifier, rule)
+        with self._preparing:
+            prompt, decoding = one_request(
+                self.model,
+                kwargs,
+                generator or fresh_generator(),
+                rule,
+                drafts=drafts,
+                top_logprobs=top_logprobs,
+            )
         (request,) = self._engine.requests(prompt, [decoding], priority)
         stream = listener(request, self._cancel)
         deadline = None if timeout is None else time.monotonic() + timeout
@@ -205,47 +174,14 @@ class ThreadedEngine:
         self.close()
 
     def _check_open(self) -> None:
+        if self._error is not None:
+            raise EngineClosed("this engine's thread has ended by an error") from self._error
         if self._draining:
             raise EngineClosed("this engine takes no requests any more: it was drained or closed")
         waiting = len(self._open) - self.limits.max_batch
         if waiting >= self.limits.max_waiting:
             turns = len(self._open) / self.limits.max_batch
             raise QueueFull(waiting, min(max(1.0, turns * self._seconds), 60.0))
-
-    def _prepare(
-        self,
-        acceptance: Acceptance,
-        generator: torch.Generator | None,
-        kwargs: dict[str, Any],
-        drafts: bool,
-        top_logprobs: int | None,
-    ) -> tuple[Prompt, Decoding]:
-        """What a call asks for, in the engine's terms."""
-        model = self.model
-        check_arguments(model, kwargs)
-        rule = rule_of(model, acceptance, kwargs)
-        check_gives(self.verifier, rule)
-        with self._preparing:
-            prepared = prepare(model, kwargs)
-        if runs_prompt(prepared.model_kwargs, prepared.generation_config):
-            raise ValueError(
-                "an engine takes no past_key_values, inputs_embeds, prefill_chunk_size or hidden "
-                "states of one request; specdec.generate does"
-            )
-        if len(prepared.input_ids) != 1:
-            raise ValueError(
-                f"{len(prepared.input_ids)} prompts in one call; submit them one by one, they run "
-                "together all the same"
-            )
-        prompt = Prompt(prepared.input_ids, prepared.padding, prepared.model_kwargs)
-        (decoding,) = decodings(
-            prepared,
-            generator or fresh_generator(),
-            rule,
-            drafts=drafts,
-            top_logprobs=top_logprobs,
-        )
-        return prompt, decoding
 
     def _cancel(self, request: Request) -> None:
         self._ask(lambda: self._engine.cancel(request))
@@ -270,15 +206,24 @@ class ThreadedEngine:
 
     def _run(self) -> None:
         """The engine's thread."""
-        while self._await_work():
-            emissions: list[Emission] = []
-            try:
-                if self._engine.has_work:
-                    emissions = self._engine.step()
-            except Exception as error:  # a bug of ours: who was there fails, who comes is served
-                self._engine.abort(error)
-            self._hand_out(emissions)
-        self._engine.abort(EngineClosed("the engine was closed"))
+        try:
+            while self._await_work():
+                emissions: list[Emission] = []
+                try:
+                    if self._engine.has_work:
+                        emissions = self._engine.step()
+                except Exception as error:  # a bug: who was there fails, who comes is served
+                    self._engine.abort(error)
+                self._hand_out(emissions)
+        except BaseException as error:  # one in here: nobody can be served any more
+            self._error = error
+            self._draining = self._closing = True
+        closed = EngineClosed("the engine was closed")
+        closed.__cause__ = self._error
+        self._engine.abort(closed)
+        for there in self._open.values():
+            there.request.finish_reason = there.request.finish_reason or "error"
+            there.request.error = there.request.error or closed
         self._hand_out([])
 
     def _await_work(self) -> bool:
@@ -345,6 +290,7 @@ class ThreadedEngine:
                 kv_bytes=verifier.bytes_taken,
                 acceptance=acceptance,
                 draining=self._draining,
+                error=self._error,
             )
 
 
