@@ -1418,6 +1418,35 @@ BUGS = (
         '    questions: Annotated[int, typer.Option("--each", min=1',
         DOCS,
     ),
+    # The server.
+    Bug(
+        "the beginning of a stop string is streamed",
+        "specdec/serving/text.py",
+        "max((_overlap(text, stop) for stop in self._stops), default=0)",
+        "0",
+        "tests/serving/test_text.py",
+    ),
+    Bug(
+        "penalties count what the prompt says",
+        "specdec/serving/decoding.py",
+        "input_ids[0, self._prompt :]",
+        "input_ids[0]",
+        "tests/serving/test_decoding.py",
+    ),
+    Bug(
+        "any key opens",
+        "specdec/serving/guard.py",
+        "any(same)",
+        "bool(same)",
+        "tests/serving/test_http.py",
+    ),
+    Bug(
+        "a prompt of a client that hung up is answered",
+        "specdec/serving/service.py",
+        "(working, watching), return_when",
+        "(working,), return_when",
+        "tests/serving/test_http.py",
+    ),
 )
 
 

@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import ipaddress
+import logging
 from functools import partial
+from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from specdec.commands.asking import Loaded, load
 from specdec.commands.errors import UserError, reason
 from specdec.commands.options import (
     AcceptanceOption,
     DrafterOption,
     ModelOption,
+    PixelsOption,
     Precision,
     PrecisionOption,
     TreeOption,
@@ -37,7 +41,10 @@ from specdec.commands.serve_ray import (
 if TYPE_CHECKING:
     from fastapi import FastAPI
 
+    from specdec.serving.images import ImageLimits, ImageReader
     from specdec.serving.settings import Settings
+
+_OWN_NAMES = ("localhost", "127.0.0.1", "[::1]")
 
 
 def serve(
@@ -71,6 +78,14 @@ def serve(
         int | None, typer.Option(min=1, help="Longest prompt; default: the model's context.")
     ] = None,
     max_tokens: Annotated[int, typer.Option(min=1, help="Longest answer.")] = 4096,
+    image_host: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="A host that images are fetched from, such as images.example; may be given "
+            "several times. By default images come within requests only."
+        ),
+    ] = None,
+    max_pixels: PixelsOption = 50_000_000,
     max_images: Annotated[int, typer.Option(min=0, help="Images of a request.")] = 8,
     max_body_mib: Annotated[int, typer.Option(min=1, help="Largest request, in MiB.")] = 32,
     request_seconds: Annotated[
@@ -96,12 +111,22 @@ def serve(
 
     Listens on this machine only, unless told otherwise. SIGTERM lets running answers end.
     """
+    wanted = RayOptions(
+        replicas, min_replicas, max_replicas, overflow_at, replica_cpus, replica_gpus, ray_address
+    )
+    wanted.check(ray, port)
+    _check_installed()
+    from specdec.serving.images import ImageLimits, ImageReader
     from specdec.serving.settings import Settings
 
-    folder = Path(model).resolve().name if model != "demo" else model
+    keys = tuple(api_key or ())
+    if "" in keys:
+        raise UserError("--api-key: an empty key keeps nobody out")
+    if not keys and not _is_own(host):
+        note(f"warning: {host} may be reached by others, and there is no --api-key")
     settings = Settings(
-        model=name or folder,
-        api_keys=tuple(api_key or ()),
+        model=name or (model if model == "demo" else Path(model).resolve().name),
+        api_keys=keys,
         max_body_bytes=max_body_mib << 20,
         max_images=max_images,
         max_prompt_tokens=max_prompt_tokens,
@@ -109,47 +134,43 @@ def serve(
         request_seconds=request_seconds,
         drain_seconds=drain_seconds,
         cors_origins=tuple(cors_origin or ()),
+        # A page of a stranger's may have its own name lead here; that name is in the Host header.
+        allowed_hosts=(*_OWN_NAMES, host) if not keys and _is_own(host) else ("*",),
     )
-    how = {
+    engine = {
         "tree": parse_tree(tree),
         "acceptance": check_acceptance(acceptance),
         "kv_cache_bytes": None if kv_cache_gib is None else int(kv_cache_gib * 2**30),
     }
     limits = {"max_batch": max_batch, "max_waiting": max_waiting}
-    _check_installed()
-    if not settings.api_keys and not _is_own(host):
-        note(f"warning: {host} may be reached by others, and there is no --api-key")
-    wanted = RayOptions(
-        replicas, min_replicas, max_replicas, overflow_at, replica_cpus, replica_gpus, ray_address
-    )
-    build = partial(build_app, model, drafter, dtype, how, limits)
+    try:
+        images = ImageReader(
+            ImageLimits(max_pixels=max_pixels, allowed_hosts=frozenset(image_host or ()))
+        )
+    except ValueError as error:
+        raise UserError(str(error)) from error
     if ray:
+        build = partial(build_app, model, drafter, dtype, images.limits, engine, limits)
         run_on_ray(build, settings, limits, wanted, (host, port))
-    elif given := wanted.given():
-        raise UserError(f"{given} needs --ray")
-    else:
-        _run(build(settings), (host, port))
-
-
-def _run(app: FastAPI, address: tuple[str, int]) -> None:
-    from specdec.serving.lifecycle import Server
-
-    name = app.state.service.settings.model
-    Server(app, *address, on_start=lambda url: note(f"{name} at {url}/v1")).run()
+        return
+    loaded = load(model, drafter, dtype, with_images=False)
+    _run(_app(loaded, settings, images, engine, limits), (host, port))
 
 
 def build_app(
     model: str,
     drafter: str | None,
     dtype: Precision,
+    images: ImageLimits,
     how: dict[str, Any],
     limits: dict[str, int],
     settings: Settings,
 ) -> FastAPI:
-    """Load a checkpoint and make an application of it, in whatever process is to answer.
+    """Load a checkpoint and make an application of it, in a process that is to answer.
 
     Args:
         model, drafter, dtype: of the command.
+        images: which images are read.
         how: further arguments of the engine. Any: theirs.
         limits: fields of its :class:`Limits`.
         settings: the operator's; the drafter's name is filled in here.
@@ -157,27 +178,52 @@ def build_app(
     Raises:
         UserError: something of it is not there, or does not go together.
     """
+    from specdec.serving.images import ImageReader
+
+    loaded = load(model, drafter, dtype, with_images=False)
+    return _app(loaded, settings, ImageReader(images), how, limits)
+
+
+def _app(
+    loaded: Loaded,
+    settings: Settings,
+    images: ImageReader,
+    how: dict[str, Any],
+    limits: dict[str, int],
+) -> FastAPI:
     from dataclasses import replace
 
     from specdec import AsyncEngine
-    from specdec.commands.asking import load
     from specdec.engine import Limits
     from specdec.serving.app import create_app
 
-    loaded = load(model, drafter, dtype, with_images=False)
     try:
         engine = AsyncEngine(loaded.model, loaded.drafter, limits=Limits(**limits), **how)
     except ValueError as error:
         raise UserError(f"{type(loaded.model).__name__}: {reason(error)}") from error
-    drafts = None if loaded.drafter is None else loaded.drafter.name
-    return create_app(engine, loaded.processor, replace(settings, drafter=drafts))
+    settings = replace(settings, drafter=loaded.drafter.name if loaded.drafter else None)
+    return create_app(engine, loaded.processor, settings, images=images)
+
+
+def _run(app: FastAPI, address: tuple[str, int]) -> None:
+    """Serve until a signal."""
+    from specdec.serving.lifecycle import Server
+
+    name = app.state.service.settings.model
+
+    def started(url: str) -> None:
+        note(f"{name} at {url}/v1; end it with Ctrl-C")
+
+    log = logging.getLogger("specdec.serving")
+    log.addHandler(logging.StreamHandler())
+    log.setLevel(logging.INFO)
+    Server(app, *address, on_start=started).run()
 
 
 def _check_installed() -> None:
     try:
-        import fastapi  # noqa: F401  # only whether it is there
-        import prometheus_client  # noqa: F401  # likewise
-        import uvicorn  # noqa: F401  # likewise
+        for package in ("fastapi", "httpcore", "prometheus_client", "uvicorn"):
+            import_module(package)
     except ImportError as error:
         raise UserError(
             f"{error.name} is not installed; a server needs it: pip install 'specdec-lvlm[serve]'"

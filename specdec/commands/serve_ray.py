@@ -64,10 +64,25 @@ class RayOptions(NamedTuple):
     replica_gpus: float | None
     ray_address: str | None
 
-    def given(self) -> str | None:
-        """One of those that were, as it is written."""
-        names = [name for name, value in self._asdict().items() if value is not None]
-        return f"--{names[0].replace('_', '-')}" if names else None
+    def check(self, ray: bool, port: int) -> None:
+        """Whether they go together.
+
+        Raises:
+            UserError: they do not.
+        """
+        given = [name for name, value in self._asdict().items() if value is not None]
+        least, most = self.min_replicas, self.max_replicas
+        if not ray:
+            if given:
+                raise UserError(f"--{given[0].replace('_', '-')} needs --ray")
+        elif self.replicas is not None and (least or most) is not None:
+            raise UserError("--replicas fixes how many; leave it or --min/--max-replicas out")
+        elif least is not None and most is None:
+            raise UserError("--min-replicas needs --max-replicas")
+        elif most is not None and most < (least or 1):
+            raise UserError(f"--max-replicas {most} is less than --min-replicas {least or 1}")
+        elif port == 0:
+            raise UserError("--port 0 does not go with --ray; name the port")
 
 
 def run_on_ray(
@@ -89,7 +104,6 @@ def run_on_ray(
     Raises:
         UserError: Ray is not there, or the replicas do not start.
     """
-    _check_options(options, address[1])
     try:
         from ray import serve
 
@@ -118,18 +132,6 @@ def run_on_ray(
 def note(text: str) -> None:
     """A line for whoever started the server."""
     print(f"specdec serve: {text}", file=sys.stderr, flush=True)
-
-
-def _check_options(options: RayOptions, port: int) -> None:
-    least, most = options.min_replicas, options.max_replicas
-    if options.replicas is not None and (least or most) is not None:
-        raise UserError("--replicas fixes how many there are; leave it or --min/--max-replicas out")
-    if least is not None and most is None:
-        raise UserError("--min-replicas needs --max-replicas")
-    if most is not None and most < (least or 1):
-        raise UserError(f"--max-replicas {most} is less than --min-replicas {least or 1}")
-    if port == 0:
-        raise UserError("--port 0 does not go with --ray; name the port")
 
 
 def _scale(options: RayOptions, limits: dict[str, int]) -> Scale:

@@ -9,7 +9,7 @@ drafters and trees by what steps report only.
 from __future__ import annotations
 
 import threading
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
@@ -134,13 +134,24 @@ class Controller:
         """
         with self.lock:
             if self._rows.keys() != set(ids):
-                self._rows = {i: self._rows.get(i) or _Row(self.measured.rates()) for i in ids}
-                self._age = _PATIENCE
+                self._renew(ids)
             self._plans = dict(zip(ids, self._next(ids, timed), strict=True))
             if self._kind == "plain":
                 return [self.measured.nothing] * len(ids)
             cost = self.measured.cost(len(ids))
             return [self.measured.shape(p, self._speed, cost) for p in self._plans.values()]
+
+    def _renew(self, ids: Sequence[int]) -> None:
+        """Requests have come or gone. Choosing for many takes time, so where some stay those who
+        come do as most of them do, until it is time to choose anyway.
+        """
+        stay = {i: row for i in ids if (row := self._rows.get(i)) is not None}
+        self._age += (not self.measured.drafts) if stay else _PATIENCE
+        usual = Counter(row.option for row in stay.values()).most_common(1)
+        for i in ids:
+            if i not in stay:
+                stay[i] = _Row(self.measured.rates(), usual[0][0] if usual else None)
+        self._rows = stay
 
     def observe(self, outcomes: Sequence[Outcome], seconds: float | None) -> None:
         """Learn from a step."""
@@ -157,7 +168,8 @@ class Controller:
             return nothing
         if self._probe is not None and self._probe.id not in self._rows:
             self._end_probe(self._probe)
-        if self._probe is None and self._age >= (1 if measured.is_new else _PATIENCE):
+        quick = measured.is_new and len(ids) <= _PATIENCE  # choosing for more takes long
+        if self._probe is None and self._age >= (1 if quick else _PATIENCE):
             self._choose(ids)
         if measured.drafts:
             if timed and self._since_plain >= _PLAIN_EVERY:

@@ -111,6 +111,7 @@ class Measured:
             for d in depths
             for index, shape in enumerate(self.shapes)
         }
+        self._leaving: dict[tuple[Plan, int], Shape] = {}
         self._sizes = {plan: Size(_most(shape), plan.depth) for plan, shape in self._cut.items()}
         self.nothing = self._cut[PLAIN] = largest.truncate(0)
         self._first = 0.0  # what first drafts took beyond others
@@ -171,7 +172,10 @@ class Measured:
         least = speed * (cost.node + (cost.level if shape.is_chain else 0.0))
         if least < 0.01:
             return shape
-        return replace(shape, least=min(0.5, 2 ** (round(2 * math.log2(least)) / 2)))
+        key = plan, round(2 * math.log2(least))
+        if key not in self._leaving:
+            self._leaving[key] = replace(shape, least=min(0.5, 2 ** (key[1] / 2)))
+        return self._leaving[key]
 
     def saw(self, plan: Plan, asked: int, nodes: int, levels: int, accepted: int) -> None:
         """Take in a request's tree: ``asked`` levels, less where the answer ended earlier."""

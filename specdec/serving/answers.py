@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple
 
@@ -54,7 +54,8 @@ class Order(NamedTuple):
     options: Mapping[str, Any]
 
 
-class Delta(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class Delta:
     """What is new of one answer.
 
     Attributes:
@@ -134,7 +135,7 @@ class Answers:
                 self.metrics.ended("cancelled")
                 answer.ended = time.monotonic()
 
-    async def deltas(self) -> AsyncIterator[Delta]:
+    async def deltas(self) -> AsyncGenerator[Delta, None]:
         """Everything that is new, in the order in which it arrives.
 
         Raises:
@@ -154,6 +155,7 @@ class Answers:
             for task in waiting:
                 task.cancel()
             self.cancel()
+            await asyncio.gather(*waiting, return_exceptions=True)
 
     async def _next(self, index: int) -> Delta:
         answer = self._answers[index]
@@ -208,15 +210,18 @@ class Answers:
             "prompt_tokens_details": {"cached_tokens": cached},
         }
 
-    def metrics_of_call(self) -> dict[str, Any]:  # Any: JSON values
+    def speculation(self) -> dict[str, Any]:  # Any: JSON values
         """What speculation achieved and how long it took, as vLLM names it."""
         stats = self.stats.to_dict()
         now = time.monotonic()
         firsts = [answer.first for answer in self._answers if answer.first is not None]
         first = min(firsts, default=now)
+        started = [a.stream.let_in for a in self._answers if a.stream.let_in is not None]
+        let_in = min(started, default=first)
         last = max((answer.ended or now for answer in self._answers), default=now)
         return {
             "speculative_decoding": {name: stats[name] for name in SPECULATION},
+            "queue_time_s": let_in - self.began,
             "time_to_first_token_s": first - self.began,
             "generation_time_s": last - first,
         }

@@ -89,7 +89,13 @@ class AsyncEngine:
         def submit() -> AsyncStream:
             return self.threaded.open(listener, **kwargs)
 
-        return await asyncio.to_thread(submit)
+        opening = asyncio.ensure_future(asyncio.to_thread(submit))
+        try:
+            return await asyncio.shield(opening)
+        except asyncio.CancelledError:
+            # The thread goes on, and nobody will read what it opens.
+            opening.add_done_callback(_cancel)
+            raise
 
     @property
     def stats(self) -> EngineStats:
@@ -109,3 +115,8 @@ class AsyncEngine:
 
     async def __aexit__(self, *exception: object) -> None:
         await self.close()
+
+
+def _cancel(opening: asyncio.Future[AsyncStream]) -> None:
+    if not opening.cancelled() and opening.exception() is None:
+        opening.result().cancel()

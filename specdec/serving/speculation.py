@@ -86,4 +86,9 @@ class Policy:
                     f"{getattr(policy, name):g}; a request may only be stricter",
                     f"specdec.{name}",
                 )
-        return replace(policy, **given)
+        return replace(
+            policy,
+            epsilon=given.get("epsilon", policy.epsilon),
+            gamma=given.get("gamma", policy.gamma),
+            budget=given.get("budget", policy.budget),
+        )

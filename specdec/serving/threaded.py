@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 import time
 from collections import Counter, deque
@@ -29,6 +30,7 @@ class Listener(Protocol):
     """Whoever reads an answer."""
 
     ended: bool
+    let_in: float | None
 
     def deliver(self, emissions: list[Emission], ended: bool) -> None:
         """Take in new tokens, and whether these were the last."""
@@ -120,7 +122,7 @@ class ThreadedEngine:
         **kwargs: Any,
     ) -> _Stream:
         """As :meth:`submit`, for a reader of another kind: ``listener(request, cancel)``."""
-        self._check_open()
+        self.check_open()
         rule = rule_of(self.model, self.acceptance if acceptance is None else acceptance, kwargs)
         check_gives(self.verifier, rule)
         with self._preparing:
@@ -136,7 +138,7 @@ class ThreadedEngine:
         stream = listener(request, self._cancel)
         deadline = None if timeout is None else time.monotonic() + timeout
         with self._wake:
-            self._check_open()
+            self.check_open()
             self._open[request.view.id] = _Open(request, stream, deadline)
         self._prompts.put(request)
         return stream
@@ -173,7 +175,13 @@ class ThreadedEngine:
     def __exit__(self, *exception: object) -> None:
         self.close()
 
-    def _check_open(self) -> None:
+    def check_open(self) -> None:
+        """Whether a request would be taken now; costs nothing.
+
+        Raises:
+            QueueFull: too many wait.
+            EngineClosed: none are taken any more.
+        """
         if self._error is not None:
             raise EngineClosed("this engine's thread has ended by an error") from self._error
         if self._draining:
@@ -206,25 +214,25 @@ class ThreadedEngine:
 
     def _run(self) -> None:
         """The engine's thread."""
+        closed = EngineClosed("the engine was closed")
         try:
             while self._await_work():
-                emissions: list[Emission] = []
-                try:
-                    if self._engine.has_work:
-                        emissions = self._engine.step()
-                except Exception as error:  # a bug: who was there fails, who comes is served
-                    self._engine.abort(error)
-                self._hand_out(emissions)
-        except BaseException as error:  # one in here: nobody can be served any more
-            self._error = error
+                began = time.monotonic()
+                self._hand_out(self._step(), began)
+        except BaseException as error:  # a bug in here: nobody can be served any more
+            logging.getLogger("specdec").exception("the engine's thread has ended")
+            self._error = closed.__cause__ = error
             self._draining = self._closing = True
-        closed = EngineClosed("the engine was closed")
-        closed.__cause__ = self._error
-        self._engine.abort(closed)
-        for there in self._open.values():
-            there.request.finish_reason = there.request.finish_reason or "error"
-            there.request.error = there.request.error or closed
+        for there in list(self._open.values()):  # images that are still looked at, too
+            self._engine.cancel(there.request, "error", closed)
         self._hand_out([])
+
+    def _step(self) -> list[Emission]:
+        try:
+            return self._engine.step() if self._engine.has_work else []
+        except Exception as error:  # a bug of ours: who was there fails, who comes is served
+            self._engine.abort(error)
+            return []
 
     def _await_work(self) -> bool:
         """Do what was asked for; whether to go on."""
@@ -244,12 +252,22 @@ class ThreadedEngine:
                 self._engine.cancel(each.request, "timeout")
         return True
 
-    def _hand_out(self, emissions: list[Emission]) -> None:
-        """Give everybody what is theirs, and see who has ended."""
+    def _hand_out(self, emissions: list[Emission], began: float = 0.0) -> None:
+        """Give everybody what is theirs, and see who was let in and who has ended.
+
+        Args:
+            emissions: of a step.
+            began: when it did.
+        """
         each: dict[int, list[Emission]] = {}
         for emission in emissions:
             each.setdefault(emission.request_id, []).append(emission)
-        ended = [i for i, there in self._open.items() if there.request.finished]
+        # A copy: other threads add to it.
+        there_are = list(self._open.items())
+        for _, there in there_are:
+            if there.listener.let_in is None and there.request.handle is not None:
+                there.listener.let_in = began
+        ended = [i for i, there in there_are if there.request.finished]
         for index, new in each.items():
             if index in self._open and index not in ended:
                 self._open[index].listener.deliver(new, False)
