@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from ray.serve.request_router import PendingRequest, RequestRouter, RunningReplica
 
 from specdec.serving.affinity import tiers
@@ -11,13 +13,13 @@ from specdec.serving.calls import Call
 class AffinityRouter(RequestRouter):
     """Sends a :class:`Call` to the replica of its key, or past it when that one is busy."""
 
-    def initialize_state(self, *, busy: int) -> None:
+    def initialize_state(self, **options: Any) -> None:  # Any: Serve's own signature
         """Called by Serve with the router's options.
 
         Args:
-            busy: of :func:`specdec.serving.affinity.tiers`.
+            **options: ``busy`` of :func:`specdec.serving.affinity.tiers`.
         """
-        self._busy = busy
+        self._busy: int = options["busy"]
 
     async def choose_replicas(
         self,
