@@ -1624,6 +1624,28 @@ BUGS = (
         "i = running",
         "tests/eval/test_capacity.py",
     ),
+    # Replicas.
+    Bug(
+        "a hot replica gets everything",
+        "specdec/serving/affinity.py",
+        "if loads[order[0]] >= max(busy, math.ceil(_SLACK * average)):",
+        "if False:",
+        "tests/serving/test_affinity.py",
+    ),
+    Bug(
+        "questions about one image go anywhere",
+        "specdec/serving/affinity.py",
+        'own or _encoded(next(said, "")[:_OPENING])',
+        '(own or b"") + _encoded(next(said, "")[:_OPENING])',
+        "tests/serving/test_affinity.py",
+    ),
+    Bug(
+        "a replica's end has words said twice",
+        "specdec/serving/relay.py",
+        "if _tells(part):",
+        "if False:",
+        "tests/serving/test_relay.py",
+    ),
 )
 
 

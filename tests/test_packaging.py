@@ -66,7 +66,8 @@ def imported() -> Any:
     """What `import specdec` loads, and modules that have two names once all are loaded: of one
     fresh interpreter, since torch takes long to load.
     """
-    command = [sys.executable, "-W", "error", "-c", IMPORTS]
+    ray = "ignore:Using extra keyword arguments on `Field`:DeprecationWarning"  # see pyproject
+    command = [sys.executable, "-W", "error", "-W", ray, "-c", IMPORTS]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout.splitlines()[-1])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ipaddress
 import logging
-import sys
+from functools import partial
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -24,9 +24,24 @@ from specdec.commands.options import (
     check_acceptance,
     parse_tree,
 )
+from specdec.commands.serve_ray import (
+    MaxReplicasOption,
+    MinReplicasOption,
+    OverflowOption,
+    RayAddressOption,
+    RayOption,
+    RayOptions,
+    ReplicaCpusOption,
+    ReplicaGpusOption,
+    ReplicasOption,
+    note,
+    run_on_ray,
+)
 
 if TYPE_CHECKING:
-    from specdec.serving.images import ImageReader
+    from fastapi import FastAPI
+
+    from specdec.serving.images import ImageLimits, ImageReader
     from specdec.serving.settings import Settings
 
 _OWN_NAMES = ("localhost", "127.0.0.1", "[::1]")
@@ -83,11 +98,23 @@ def serve(
         list[str] | None,
         typer.Option(help="A web page's origin that may ask; may be given several times."),
     ] = None,
+    ray: RayOption = False,
+    replicas: ReplicasOption = None,
+    min_replicas: MinReplicasOption = None,
+    max_replicas: MaxReplicasOption = None,
+    overflow_at: OverflowOption = None,
+    replica_cpus: ReplicaCpusOption = None,
+    replica_gpus: ReplicaGpusOption = None,
+    ray_address: RayAddressOption = None,
 ) -> None:
     """Serve a checkpoint to OpenAI's clients, with text and images, streamed or not.
 
     Listens on this machine only, unless told otherwise. SIGTERM lets running answers end.
     """
+    wanted = RayOptions(
+        replicas, min_replicas, max_replicas, overflow_at, replica_cpus, replica_gpus, ray_address
+    )
+    wanted.check(ray, port)
     _check_installed()
     from specdec.serving.images import ImageLimits, ImageReader
     from specdec.serving.settings import Settings
@@ -96,7 +123,7 @@ def serve(
     if "" in keys:
         raise UserError("--api-key: an empty key keeps nobody out")
     if not keys and not _is_own(host):
-        _note(f"warning: {host} may be reached by others, and there is no --api-key")
+        note(f"warning: {host} may be reached by others, and there is no --api-key")
     settings = Settings(
         model=name or (model if model == "demo" else Path(model).resolve().name),
         api_keys=keys,
@@ -122,35 +149,70 @@ def serve(
         )
     except ValueError as error:
         raise UserError(str(error)) from error
+    if ray:
+        build = partial(build_app, model, drafter, dtype, images.limits, engine, limits)
+        run_on_ray(build, settings, limits, wanted, (host, port))
+        return
     loaded = load(model, drafter, dtype, with_images=False)
-    _run(loaded, settings, images, engine, limits, (host, port))
+    _run(_app(loaded, settings, images, engine, limits), (host, port))
 
 
-def _run(
+def build_app(
+    model: str,
+    drafter: str | None,
+    dtype: Precision,
+    images: ImageLimits,
+    how: dict[str, Any],
+    limits: dict[str, int],
+    settings: Settings,
+) -> FastAPI:
+    """Load a checkpoint and make an application of it, in a process that is to answer.
+
+    Args:
+        model, drafter, dtype: of the command.
+        images: which images are read.
+        how: further arguments of the engine. Any: theirs.
+        limits: fields of its :class:`Limits`.
+        settings: the operator's; the drafter's name is filled in here.
+
+    Raises:
+        UserError: something of it is not there, or does not go together.
+    """
+    from specdec.serving.images import ImageReader
+
+    loaded = load(model, drafter, dtype, with_images=False)
+    return _app(loaded, settings, ImageReader(images), how, limits)
+
+
+def _app(
     loaded: Loaded,
     settings: Settings,
     images: ImageReader,
     how: dict[str, Any],
     limits: dict[str, int],
-    address: tuple[str, int],
-) -> None:
-    """Serve until a signal."""
+) -> FastAPI:
     from dataclasses import replace
 
     from specdec import AsyncEngine
     from specdec.engine import Limits
     from specdec.serving.app import create_app
-    from specdec.serving.lifecycle import Server
 
     try:
         engine = AsyncEngine(loaded.model, loaded.drafter, limits=Limits(**limits), **how)
     except ValueError as error:
         raise UserError(f"{type(loaded.model).__name__}: {reason(error)}") from error
     settings = replace(settings, drafter=loaded.drafter.name if loaded.drafter else None)
-    app = create_app(engine, loaded.processor, settings, images=images)
+    return create_app(engine, loaded.processor, settings, images=images)
+
+
+def _run(app: FastAPI, address: tuple[str, int]) -> None:
+    """Serve until a signal."""
+    from specdec.serving.lifecycle import Server
+
+    name = app.state.service.settings.model
 
     def started(url: str) -> None:
-        _note(f"{settings.model} at {url}/v1; end it with Ctrl-C")
+        note(f"{name} at {url}/v1; end it with Ctrl-C")
 
     log = logging.getLogger("specdec.serving")
     log.addHandler(logging.StreamHandler())
@@ -174,7 +236,3 @@ def _is_own(host: str) -> bool:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:
         return host == "localhost"
-
-
-def _note(text: str) -> None:
-    print(f"specdec serve: {text}", file=sys.stderr, flush=True)

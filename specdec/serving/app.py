@@ -11,18 +11,16 @@ from typing import Any
 from fastapi import FastAPI, Request, Response, Security
 from fastapi.responses import JSONResponse, PlainTextResponse
 from fastapi.security import HTTPBearer
-from starlette.middleware.cors import CORSMiddleware
 from transformers import PreTrainedTokenizerBase, ProcessorMixin
 
 import specdec
 from specdec.prompts import context_length
-from specdec.serving import errors, pages, replies
+from specdec.serving import errors, guard, pages, replies
 from specdec.serving.asynchronous import AsyncEngine
 from specdec.serving.chat import Prompts, Reader
 from specdec.serving.chat_completions import ChatCall
 from specdec.serving.completions import CompletionCall
 from specdec.serving.errors import ApiError
-from specdec.serving.guard import Access, Guard
 from specdec.serving.images import ImageReader
 from specdec.serving.metrics import CONTENT_TYPE, Metrics
 from specdec.serving.schema import ChatRequest, CompletionRequest
@@ -81,16 +79,7 @@ def create_app(
     errors.install(app)
     replies.describe(app, settings.model)
     app.include_router(pages.router())
-    if settings.cors_origins:
-        app.add_middleware(
-            CORSMiddleware,
-            allow_origins=settings.cors_origins,
-            allow_methods=["GET", "POST"],
-            allow_headers=["*"],
-            expose_headers=["X-Request-Id", "Retry-After"],
-        )
-    app.add_middleware(Guard, settings=settings)
-    app.add_middleware(Access)  # added last, it comes first
+    guard.install(app, settings)
     _add_routes(app, service)
     return app
 

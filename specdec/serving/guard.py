@@ -15,8 +15,10 @@ from typing import Any
 from urllib.parse import quote
 from uuid import uuid4
 
+from fastapi import FastAPI
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.exceptions import HTTPException
+from starlette.middleware.cors import CORSMiddleware
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from specdec.serving.errors import ApiError, internal
@@ -29,6 +31,20 @@ USAGE = "specdec.usage"  # in a scope: gives the tokens of its answers
 _GUARDED = ("/v1/", "/metrics")
 _GONE = 499  # nginx's number for a client that hung up; only in the log
 _BODY_SECONDS = 60.0  # a whole request has to be sent in
+
+
+def install(app: FastAPI, settings: Settings) -> None:
+    """Have all requests of `app` pass here."""
+    if settings.cors_origins:
+        app.add_middleware(
+            CORSMiddleware,
+            allow_origins=settings.cors_origins,
+            allow_methods=["GET", "POST"],
+            allow_headers=["*"],
+            expose_headers=["X-Request-Id", "Retry-After"],
+        )
+    app.add_middleware(Guard, settings=settings)
+    app.add_middleware(Access)  # added last, it comes first
 
 
 class Access:

@@ -1,0 +1,38 @@
+"""`specdec serve --ray`: what is refused before anything is started."""
+
+from __future__ import annotations
+
+import pytest
+
+from specdec.commands.serve_ray import RayOptions, _scale
+from support.command_line import Cli
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (["--replicas", "2"], "--replicas needs --ray"),
+        (["--ray-address", "auto"], "--ray-address needs --ray"),
+        (["--ray", "--replicas", "2", "--max-replicas", "3"], "--replicas fixes"),
+        (["--ray", "--min-replicas", "2"], "needs --max-replicas"),
+        (["--ray", "--min-replicas", "3", "--max-replicas", "2"], "--max-replicas 2 is less"),
+        (["--ray", "--port", "0"], "name the port"),
+    ],
+)
+def test_options(cli: Cli, arguments: list[str], told: str) -> None:
+    """Catches options that are dropped in silence, and replicas that nobody asked for."""
+    result = cli("serve", *arguments)
+    assert result.exit_code != 0
+    assert told in " ".join(result.output.split())
+
+
+def test_scale() -> None:
+    """Catches replicas that refuse what their engines would take, and a minimum that is lost."""
+    limits = {"max_batch": 8, "max_waiting": 20}
+    nothing = RayOptions(*[None] * 7)
+    scale = _scale(nothing._replace(replica_gpus=0.5), limits)
+    assert (scale.replicas, scale.most, scale.requests, scale.busy) == (1, None, 28, 8)
+    assert (scale.cpus, scale.gpus) == (1.0, 0.5)
+    wanted = nothing._replace(min_replicas=2, max_replicas=5, overflow_at=3, replica_cpus=0.0)
+    scale = _scale(wanted, limits)
+    assert (scale.replicas, scale.most, scale.busy, scale.cpus) == (2, 5, 3, 0.0)

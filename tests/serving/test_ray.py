@@ -1,0 +1,139 @@
+"""The server on Ray: two replicas of the embedded model, from start to a replica's sudden end.
+
+`python -m specdec.eval.serve_ray` measures the same and more, a rolling restart included.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import signal
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import httpx
+import pytest
+
+import specdec
+
+pytest.importorskip("ray", reason="ray is not installed: pip install 'specdec-lvlm[ray]'")
+pytestmark = [
+    # Ray leaves files and sockets of its own to the garbage collector.
+    pytest.mark.filterwarnings("ignore::ResourceWarning"),
+    pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
+    # Ray 2.60 announces its next release.
+    pytest.mark.filterwarnings("ignore:.*:FutureWarning:ray.*"),
+    pytest.mark.filterwarnings("ignore:.*:DeprecationWarning:ray.*"),
+]
+
+KEY = "a key"
+CHAT = "/v1/chat/completions"
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[str]:
+    """Its address."""
+    import ray
+    from ray import serve
+
+    from specdec.eval import serve_ray
+    from specdec.serving.settings import Settings
+
+    with pytest.MonkeyPatch.context() as patch:
+        # Replicas find `specdec` where this process does.
+        patch.setenv(
+            "PYTHONPATH", os.pathsep.join([str(Path(specdec.__file__).parents[1]), *sys.path])
+        )
+        ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False)
+    try:
+        port = serve_ray.free_port()
+        serve_ray.start(port, settings=Settings(model="demo", api_keys=(KEY,)))
+        yield f"http://127.0.0.1:{port}"
+    finally:
+        serve.shutdown()
+        ray.shutdown()
+
+
+@pytest.fixture
+def client(server: str) -> Iterator[httpx.Client]:
+    headers = {"Authorization": f"Bearer {KEY}"}
+    with httpx.Client(base_url=server, timeout=240, headers=headers) as client:
+        yield client
+
+
+def _until(true: Callable[[], bool], seconds: float = 120) -> None:
+    end = time.monotonic() + seconds
+    while not true():
+        assert time.monotonic() < end, "it did not happen"
+        time.sleep(0.2)
+
+
+def test_paths(server: str, client: httpx.Client) -> None:
+    """Catches paths that do not get through, and keys that the ingress does not ask for."""
+    assert client.get("/health").status_code == client.get("/ready").status_code == 200
+    assert client.get("/v1/models").json()["data"][0]["id"] == "demo"
+    assert httpx.get(f"{server}/v1/models", timeout=240).status_code == 401
+    wrong = client.post(CHAT, json={"model": "other", "messages": []})
+    assert wrong.status_code == 400
+    assert wrong.json()["error"]["type"] == "invalid_request_error"
+
+
+def test_affinity(client: httpx.Client) -> None:
+    """Catches questions about one image that go to a replica without its pages: every one but the
+    first finds them. With two random replicas, all six would do so once in 64 runs.
+    """
+    from specdec.eval.serve_ray_load import bodies, by_replica
+
+    seen, cached = set[str](), []
+    for body in bodies(3, 3):
+        answer = client.post(CHAT, json=body).json()
+        content = body["messages"][0]["content"]
+        if (url := content[0]["image_url"]["url"]) in seen:
+            cached.append(answer["usage"]["prompt_tokens_details"]["cached_tokens"])
+        seen.add(url)
+    assert len(cached) == 6
+    assert min(cached) > 16, "less than an image"
+    assert sum(by_replica(client.get("/metrics").text).values()) == 9
+
+
+def test_stream_and_hanging_up(client: httpx.Client) -> None:
+    """Catches a stream that arrives as a whole, and a replica that goes on for nobody."""
+    from specdec.eval.serve_ray_load import bodies
+
+    (body,) = bodies(1, 1)
+    body |= {"stream": True, "max_tokens": 400, "logit_bias": {"2": -100}}
+    with client.stream("POST", CHAT, json=body) as answer:
+        lines = (line for line in answer.iter_lines() if line)
+        first, second = (json.loads(next(lines).removeprefix("data: ")) for _ in range(2))
+    assert first["choices"][0]["delta"]["role"] == "assistant"
+    assert second["choices"][0]["delta"]["content"]
+    ended = 'specdec:request_success_total{finished_reason="cancelled"'
+    _until(lambda: ended in client.get("/metrics").text)
+
+
+def test_replica_is_killed(server: str) -> None:
+    """Catches requests that hang or fail with a replica though others are there, and errors that
+    are not told.
+    """
+    from specdec.eval import serve_ray
+    from specdec.eval.serve_ray_load import Load, bodies
+
+    async def main() -> dict[str, int]:
+        headers = {"Authorization": f"Bearer {KEY}"}
+        async with httpx.AsyncClient(base_url=server, timeout=240, headers=headers) as client:
+            async with Load(client, bodies(4, 2), 4) as load:
+                there = await asyncio.to_thread(serve_ray.replicas)
+                await load.answered(4)
+                os.kill(min(there.values()), signal.SIGKILL)
+                await load.answered(8)
+            ended: dict[str, int] = load.outcome()["ended"]
+            return ended
+
+    ended = asyncio.run(main())
+    # Of four requests at once, two were streams, whose answers may have begun.
+    cut = ended.pop("error event, no_replica", 0)
+    assert cut <= 2
+    assert set(ended) == {"ok"}
