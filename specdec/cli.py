@@ -18,6 +18,7 @@ from specdec.commands.demo import DemoCommand, demo
 from specdec.commands.doctor import doctor
 from specdec.commands.export import export
 from specdec.commands.generate import generate
+from specdec.commands.serve import serve
 from specdec.eval.bench import bench
 from specdec.eval.calibrate import calibrate
 from specdec.training.distill import distill
@@ -49,6 +50,7 @@ app = typer.Typer(
 # it imports when it runs.
 app.command(cls=DemoCommand)(demo)
 app.command()(generate)
+app.command()(serve)
 app.command()(audit)
 app.command()(doctor)
 app.command()(bench)

@@ -75,10 +75,11 @@ def answer(question: Question, pieces: Pieces, **how: Any) -> Any:
         UserError: it refuses.
     """
     import specdec
+    from specdec.prompts import place
 
     loaded, inputs, room = question
     model = loaded.model
-    how |= {name: _place(value, model) for name, value in inputs.items()}
+    how |= place(inputs, model)
     try:
         out = specdec.generate(
             model, drafter=loaded.drafter, on_emission=pieces, max_new_tokens=room, **how
@@ -137,12 +138,3 @@ def load(name: str, drafter: str | None, dtype: Precision, *, with_images: bool)
     if name == checkpoints.DEMO and isinstance(chosen, TextOnlyDrafter):
         chosen.model.float()  # as specdec.demo.load has it
     return Loaded(model, processor, chosen)
-
-
-def _place(value: Any, model: PreTrainedModel) -> Any:
-    """A model input on the model's device; pixels come in float32 and take its type, too."""
-    import torch
-
-    if not isinstance(value, torch.Tensor):
-        return value
-    return value.to(model.device, model.dtype if value.is_floating_point() else None)

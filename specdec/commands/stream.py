@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING, NamedTuple
 
+from specdec.detokenizer import Detokenizer
+
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
@@ -29,34 +31,24 @@ class Pieces:
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, show: Callable[[Piece], None]) -> None:
-        self.tokens: list[int] = []
         self.num_drafted = 0
-        self._tokenizer = tokenizer
+        self._text = Detokenizer(tokenizer)
         self._show = show
-        # What is new in the text of tokens [start, end) shows against that of [start, shown): a
-        # token's text depends on the one before it, so a few stay in the window.
-        self._start = self._shown = 0
+
+    @property
+    def tokens(self) -> list[int]:
+        """All that arrived."""
+        return self._text.tokens
 
     def __call__(self, emission: Emission) -> None:
         """Take in a token. Usable as the `on_emission` of `specdec.generate`."""
-        self.tokens.append(emission.token)
         self.num_drafted += emission.drafted
-        text = self._decode(len(self.tokens))
-        if not text.endswith("\N{REPLACEMENT CHARACTER}"):
-            self._advance(text, emission.drafted)
+        self._hand_on(self._text.add(emission.token), emission.drafted)
 
     def end(self) -> None:
         """Hand on what is left of an answer that ended inside a character."""
-        self._advance(self._decode(len(self.tokens)), drafted=False)
+        self._hand_on(self._text.end(), drafted=False)
 
-    def _advance(self, text: str, drafted: bool) -> None:
-        added = text[len(self._decode(self._shown)) :]
-        self._start, self._shown = self._shown, len(self.tokens)
-        if added:
-            self._show(Piece(added, drafted))
-
-    def _decode(self, end: int) -> str:
-        tokens = self.tokens[self._start : end]
-        text = self._tokenizer.decode(tokens, skip_special_tokens=True)
-        assert isinstance(text, str)
-        return text
+    def _hand_on(self, text: str, drafted: bool) -> None:
+        if text:
+            self._show(Piece(text, drafted))

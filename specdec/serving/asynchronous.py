@@ -44,12 +44,19 @@ class AsyncStream(Answer):
             self._arrived.put_nowait(None)
 
     async def __aiter__(self) -> AsyncIterator[Emission]:
-        while (emissions := await self._arrived.get()) is not None:
+        while emissions := await self.step():
             for emission in emissions:
                 yield emission
-        self._arrived.put_nowait(None)  # for whoever iterates again
+
+    async def step(self) -> list[Emission]:
+        """The tokens that arrive together next; none at the end of the answer."""
+        emissions = await self._arrived.get()
+        if emissions is not None:
+            return emissions
+        self._arrived.put_nowait(None)  # for whoever asks again
         if failed := self.failure():
             raise failed
+        return []
 
     async def result(self) -> list[int]:
         """Wait for the end; all tokens."""

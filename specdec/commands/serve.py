@@ -1,0 +1,149 @@
+"""`specdec serve`: a checkpoint on disk behind OpenAI's HTTP interface."""
+
+from __future__ import annotations
+
+import ipaddress
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from specdec.commands.errors import UserError, reason
+from specdec.commands.options import (
+    AcceptanceOption,
+    DrafterOption,
+    ModelOption,
+    Precision,
+    PrecisionOption,
+    TreeOption,
+    check_acceptance,
+    parse_tree,
+)
+
+if TYPE_CHECKING:
+    from specdec.serving.settings import Settings
+
+
+def serve(
+    model: ModelOption = "demo",
+    drafter: DrafterOption = None,
+    tree: TreeOption = "auto",
+    acceptance: AcceptanceOption = "lossless",
+    dtype: PrecisionOption = Precision.AUTO,
+    host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
+    port: Annotated[
+        int, typer.Option(min=0, max=65535, help="Port to listen on; 0 takes a free one.")
+    ] = 8000,
+    name: Annotated[
+        str | None,
+        typer.Option(help="The model's name for clients; by default that of its folder."),
+    ] = None,
+    api_key: Annotated[
+        list[str] | None,
+        typer.Option(
+            envvar="SPECDEC_API_KEY",
+            help="Key that requests must show; may be given several times.",
+            show_default=False,
+        ),
+    ] = None,
+    max_batch: Annotated[int, typer.Option(min=1, help="Requests that run at once.")] = 32,
+    max_waiting: Annotated[int, typer.Option(min=1, help="Requests that may wait.")] = 256,
+    kv_cache_gib: Annotated[
+        float | None, typer.Option(min=0.0, help="Memory for keys and values, in GiB.")
+    ] = None,
+    max_prompt_tokens: Annotated[
+        int | None, typer.Option(min=1, help="Longest prompt; default: the model's context.")
+    ] = None,
+    max_tokens: Annotated[int, typer.Option(min=1, help="Longest answer.")] = 4096,
+    max_images: Annotated[int, typer.Option(min=0, help="Images of a request.")] = 8,
+    max_body_mib: Annotated[int, typer.Option(min=1, help="Largest request, in MiB.")] = 32,
+    request_seconds: Annotated[
+        float, typer.Option(min=1.0, help="Time after which an answer is cut off.")
+    ] = 600.0,
+    drain_seconds: Annotated[
+        float, typer.Option(min=0.0, help="Time for running answers when told to stop.")
+    ] = 30.0,
+    cors_origin: Annotated[
+        list[str] | None,
+        typer.Option(help="A web page's origin that may ask; may be given several times."),
+    ] = None,
+) -> None:
+    """Serve a checkpoint to OpenAI's clients, with text and images, streamed or not.
+
+    Listens on this machine only, unless told otherwise. SIGTERM lets running answers end.
+    """
+    from specdec.serving.settings import Settings
+
+    folder = Path(model).resolve().name if model != "demo" else model
+    settings = Settings(
+        model=name or folder,
+        api_keys=tuple(api_key or ()),
+        max_body_bytes=max_body_mib << 20,
+        max_images=max_images,
+        max_prompt_tokens=max_prompt_tokens,
+        max_tokens=max_tokens,
+        request_seconds=request_seconds,
+        drain_seconds=drain_seconds,
+        cors_origins=tuple(cors_origin or ()),
+    )
+    how = {
+        "tree": parse_tree(tree),
+        "acceptance": check_acceptance(acceptance),
+        "kv_cache_bytes": None if kv_cache_gib is None else int(kv_cache_gib * 2**30),
+    }
+    limits = {"max_batch": max_batch, "max_waiting": max_waiting}
+    _check_installed()
+    if not settings.api_keys and not _is_own(host):
+        _note(f"warning: {host} may be reached by others, and there is no --api-key")
+    _run(model, drafter, dtype, settings, how, limits, (host, port))
+
+
+def _run(
+    model: str,
+    drafter: str | None,
+    dtype: Precision,
+    settings: Settings,
+    how: dict[str, Any],
+    limits: dict[str, int],
+    address: tuple[str, int],
+) -> None:
+    from dataclasses import replace
+
+    from specdec import AsyncEngine
+    from specdec.commands.asking import load
+    from specdec.engine import Limits
+    from specdec.serving.app import create_app
+    from specdec.serving.lifecycle import Server
+
+    loaded = load(model, drafter, dtype, with_images=False)
+    try:
+        engine = AsyncEngine(loaded.model, loaded.drafter, limits=Limits(**limits), **how)
+    except ValueError as error:
+        raise UserError(f"{type(loaded.model).__name__}: {reason(error)}") from error
+    drafts = None if loaded.drafter is None else loaded.drafter.name
+    app = create_app(engine, loaded.processor, replace(settings, drafter=drafts))
+    Server(app, *address, on_start=lambda url: _note(f"{settings.model} at {url}/v1")).run()
+
+
+def _check_installed() -> None:
+    try:
+        import fastapi  # noqa: F401  # only whether it is there
+        import prometheus_client  # noqa: F401  # likewise
+        import uvicorn  # noqa: F401  # likewise
+    except ImportError as error:
+        raise UserError(
+            f"{error.name} is not installed; a server needs it: pip install 'specdec-lvlm[serve]'"
+        ) from error
+
+
+def _is_own(host: str) -> bool:
+    """Whether only this machine reaches an address."""
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+def _note(text: str) -> None:
+    print(f"specdec serve: {text}", file=sys.stderr, flush=True)

@@ -1,0 +1,124 @@
+"""The HTTP server's application: which path is answered by what."""
+
+from __future__ import annotations
+
+import copy
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+from fastapi import FastAPI, Request, Response
+from fastapi.responses import JSONResponse
+from transformers import PreTrainedTokenizerBase, ProcessorMixin
+
+import specdec
+from specdec.prompts import context_length
+from specdec.serving import errors
+from specdec.serving.asynchronous import AsyncEngine
+from specdec.serving.chat import Prompts, Reader
+from specdec.serving.chat_api import ChatCall
+from specdec.serving.errors import ApiError
+from specdec.serving.images import ImageReader
+from specdec.serving.metrics import CONTENT_TYPE, Metrics
+from specdec.serving.schema import ChatRequest
+from specdec.serving.service import Service
+from specdec.serving.settings import Settings
+from specdec.serving.speculation import Policy
+from specdec.serving.wording import Vocabulary
+from specdec.verifiers.spec import read_spec
+
+
+def create_app(
+    engine: AsyncEngine,
+    processor: ProcessorMixin | PreTrainedTokenizerBase,
+    settings: Settings | None = None,
+    *,
+    images: Reader | None = None,
+) -> FastAPI:
+    """An application that answers with `engine`, and closes it when it ends.
+
+    Args:
+        engine: answers.
+        processor: its model's, or its tokenizer.
+        settings: the operator's.
+        images: reads the images of requests; by default from `data:` URLs only.
+    """
+    settings = settings or Settings()
+    model = engine.threaded.model
+    whole: Any = processor  # Any: a tokenizer is its own, a processor has one
+    tokenizer = copy.deepcopy(getattr(whole, "tokenizer", whole))
+    service = Service(
+        engine=engine,
+        prompts=Prompts(model, processor, settings, images or ImageReader()),
+        tokenizer=tokenizer,
+        settings=settings,
+        policy=Policy(engine.threaded.acceptance, model),
+        metrics=Metrics(lambda: engine.stats),
+        vocabulary=read_spec(model).vocab_size,
+        created=int(time.time()),
+    )
+
+    @asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        yield
+        await engine.close()
+        service.prompts.close()
+
+    app = FastAPI(
+        title="specdec",
+        version=specdec.__version__,
+        lifespan=lifespan,
+        docs_url=None,
+        redoc_url=None,
+    )
+    app.state.service = service
+    errors.install(app)
+    _add_routes(app, service, Vocabulary(tokenizer))
+    return app
+
+
+def _add_routes(app: FastAPI, service: Service, vocabulary: Vocabulary) -> None:
+    settings = service.settings
+    card = {
+        "id": settings.model,
+        "object": "model",
+        "created": service.created,
+        "owned_by": "specdec",
+        "specdec": {
+            "policy": service.policy.describe(),
+            "drafter": settings.drafter,
+            "images": service.prompts.takes_images,
+            "max_model_len": context_length(service.engine.threaded.model),
+        },
+    }
+
+    @app.post("/v1/chat/completions")
+    async def chat_completions(request: Request, body: ChatRequest) -> Response:
+        return await ChatCall(service, body, vocabulary).respond(request)
+
+    @app.get("/v1/models")
+    async def models() -> JSONResponse:
+        return JSONResponse({"object": "list", "data": [card]})
+
+    @app.get("/v1/models/{model:path}")
+    async def model(model: str) -> JSONResponse:
+        if model != settings.model:
+            raise ApiError(404, f"there is no model {model!r}", param="model")
+        return JSONResponse(card)
+
+    @app.get("/health")
+    async def health() -> JSONResponse:
+        alive = service.engine.stats.error is None
+        return JSONResponse({"status": "ok" if alive else "failed"}, 200 if alive else 500)
+
+    @app.get("/ready")
+    async def ready() -> JSONResponse:
+        stats = service.engine.stats
+        if stats.draining or stats.error is not None:
+            raise errors.draining()
+        return JSONResponse({"status": "ready"})
+
+    @app.get("/metrics")
+    async def metrics() -> Response:
+        return Response(service.metrics.text(), media_type=CONTENT_TYPE)

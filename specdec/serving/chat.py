@@ -1,0 +1,186 @@
+"""From what a client sends to what a model takes: messages, prompts, images, tools."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, Protocol
+
+from PIL import Image
+from torch import Tensor
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, ProcessorMixin
+
+from specdec import prompts
+from specdec.serving.errors import refused
+from specdec.serving.images import ImageReader, ImageRefused
+from specdec.serving.schema import Message, Tool, ToolCall
+from specdec.serving.settings import Settings
+from specdec.verifiers.spec import read_spec
+
+_TEXT_ONLY = ("system", "developer", "assistant", "tool")
+
+
+class Reader(Protocol):
+    """Whoever fetches images."""
+
+    async def read(self, url: str) -> Image.Image:
+        """The image that a URL means."""
+
+
+class Prompts:
+    """Encodes prompts, one after another, in a thread of its own: tokenizers are not to be used by
+    two threads at once, and the event loop has others to serve meanwhile.
+
+    Args:
+        model: answers.
+        processor: its own.
+        settings: how much a prompt may hold.
+        images: reads images.
+    """
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        processor: ProcessorMixin | PreTrainedTokenizerBase,
+        settings: Settings,
+        images: Reader,
+    ) -> None:
+        self.takes_images = not isinstance(processor, PreTrainedTokenizerBase)
+        self._model, self._processor, self._settings = model, processor, settings
+        self._images = images
+        spec = read_spec(model)
+        self._visual, self._vocabulary = spec.visual_token_ids, spec.vocab_size
+        self._thread = ThreadPoolExecutor(1, "specdec-prompts")
+
+    def close(self) -> None:
+        """End the thread."""
+        self._thread.shutdown(wait=False, cancel_futures=True)
+
+    async def of_chat(
+        self, messages: Sequence[Message], tools: Sequence[Tool] | None
+    ) -> dict[str, Tensor]:
+        """One row of inputs.
+
+        Raises:
+            ApiError: the model or its processor does not take it.
+        """
+        if not self._processor.chat_template:
+            raise refused("this model has no chat format; use /v1/completions", "messages")
+        if tools and "tools" not in str(self._processor.chat_template):
+            raise refused("this model's chat format has no place for tools", "tools")
+        said = [await self._message(index, message) for index, message in enumerate(messages)]
+        called = [tool.model_dump(exclude_none=True) for tool in tools or ()]
+        return await self._encode(
+            "messages", lambda: prompts.from_chat(self._processor, said, called)
+        )
+
+    async def of_text(self, prompt: str) -> dict[str, Tensor]:
+        """Likewise, of a prompt as it stands."""
+        return await self._encode("prompt", lambda: prompts.from_text(self._processor, prompt))
+
+    def of_ids(self, ids: Sequence[int]) -> dict[str, Tensor]:
+        """Likewise, of tokens."""
+        import torch
+
+        if wrong := [token for token in ids if not 0 <= token < self._vocabulary]:
+            raise refused(
+                f"{wrong[0]} is no token: the model has {self._vocabulary} of them", "prompt"
+            )
+        inputs = {"input_ids": torch.tensor([ids], dtype=torch.int64)}
+        return self._checked("prompt", inputs)
+
+    async def _encode(
+        self, param: str, encode: Callable[[], dict[str, Tensor]]
+    ) -> dict[str, Tensor]:
+        try:
+            inputs = await asyncio.get_running_loop().run_in_executor(self._thread, encode)
+        # Templates and processors raise whatever they stumble over, and what they were given is
+        # the client's.
+        except Exception as error:
+            text = " ".join(str(error).split()) or type(error).__name__
+            raise refused(f"the model's processor does not take this: {text}", param) from error
+        return self._checked(param, inputs)
+
+    def _checked(self, param: str, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
+        ids = inputs["input_ids"][0].tolist()
+        most = self._settings.max_prompt_tokens
+        if most is not None and len(ids) > most:
+            raise refused(
+                f"the prompt has {len(ids)} tokens, this server takes {most}; shorten it",
+                param,
+                "context_length_exceeded",
+            )
+        pixels = any(name.startswith(("pixel", "image")) for name in inputs)
+        if not pixels and any(token in self._visual for token in ids):
+            raise refused("the prompt has tokens that stand for an image, and no image", param)
+        return prompts.place(inputs, self._model)
+
+    async def _message(self, index: int, message: Message) -> dict[str, Any]:
+        """A turn as transformers' chat templates expect it. Any: their format."""
+        place = f"messages.{index}"
+        role = "system" if message.role == "developer" else message.role
+        if message.content is None and role != "assistant":
+            raise refused(f"{place}.content: a {role} message needs it", f"{place}.content")
+        said: dict[str, Any] = {"role": role, "content": await self._content(place, message)}
+        if message.name is not None:
+            said["name"] = message.name
+        if message.tool_call_id is not None:
+            said["tool_call_id"] = message.tool_call_id
+        if message.tool_calls:
+            said["tool_calls"] = [
+                _tool_call(f"{place}.tool_calls.{number}", call)
+                for number, call in enumerate(message.tool_calls)
+            ]
+        return said
+
+    async def _content(self, place: str, message: Message) -> list[dict[str, Any]]:
+        if message.content is None or isinstance(message.content, str):
+            return [{"type": "text", "text": message.content or ""}]
+        parts: list[dict[str, Any]] = []
+        for number, part in enumerate(message.content):
+            where = f"{place}.content.{number}"
+            if part.type == "text":
+                if part.text is None:
+                    raise refused(f"{where}.text: a text part needs it", f"{where}.text")
+                parts.append({"type": "text", "text": part.text})
+                continue
+            if part.image_url is None:
+                raise refused(f"{where}.image_url: an image part needs it", f"{where}.image_url")
+            if message.role in _TEXT_ONLY:
+                raise refused(f"{where}: images belong into user messages", where)
+            parts.append({"type": "image", "image": await self._image(where, part.image_url.url)})
+        return parts
+
+    async def _image(self, where: str, url: str) -> Image.Image:
+        if not self.takes_images:
+            raise refused(f"{where}: this is a text model, it takes no images", where)
+        try:
+            return await self._images.read(url)
+        except ImageRefused as error:
+            raise refused(f"{where}.image_url: {error}", f"{where}.image_url") from error
+
+
+def count_images(messages: Sequence[Message]) -> int:
+    """How many there are in a conversation."""
+    return sum(
+        part.type == "image_url"
+        for message in messages
+        if isinstance(message.content, list)
+        for part in message.content
+    )
+
+
+def _tool_call(place: str, call: ToolCall) -> Mapping[str, Any]:
+    """Templates expect the arguments as an object, clients send them as text."""
+    try:
+        arguments = json.loads(call.function.arguments or "{}")
+    except (ValueError, RecursionError) as error:
+        where = f"{place}.function.arguments"
+        raise refused(f"{where}: not JSON", where) from error
+    said = {"type": "function", "function": {"name": call.function.name, "arguments": arguments}}
+    return said if call.id is None else said | {"id": call.id}
+
+
+__all__ = ["ImageReader", "Prompts", "Reader", "count_images"]

@@ -1,0 +1,128 @@
+"""Requests as OpenAI's clients send them, with what specdec adds."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+Probability = Annotated[float, Field(gt=0, le=1, allow_inf_nan=False)]
+Penalty = Annotated[float, Field(ge=-2, le=2, allow_inf_nan=False)]
+Count = Annotated[int, Field(ge=1)]
+
+
+class Speculation(BaseModel):
+    """How drafts are accepted: never looser than the operator of the server has it."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    policy: Literal["operator", "lossless"] = "operator"
+    epsilon: Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)] | None = None
+    gamma: Annotated[float, Field(ge=0, allow_inf_nan=False)] | None = None
+    budget: Annotated[float, Field(ge=0, allow_inf_nan=False)] | None = None
+    drafts: bool = True
+    origins: bool = False
+
+
+class StreamOptions(BaseModel):
+    """What a stream carries besides text."""
+
+    include_usage: bool = False
+    # Of no use to who reads a stream of ours, and harmless.
+    include_obfuscation: bool | None = None
+
+
+class ImageUrl(BaseModel):
+    """An image: a ``data:`` URL, or what else the server's operator allows."""
+
+    url: str
+    detail: Literal["auto", "low", "high"] | None = None
+
+
+class Part(BaseModel):
+    """A part of a message."""
+
+    type: Literal["text", "image_url"]
+    text: str | None = None
+    image_url: ImageUrl | None = None
+
+
+class Function(BaseModel):
+    """A call of a tool; its arguments are a JSON object, as text."""
+
+    name: str
+    arguments: str
+
+
+class ToolCall(BaseModel):
+    """What an assistant asked to be done."""
+
+    id: str | None = None
+    type: Literal["function"] = "function"
+    function: Function
+
+
+class Message(BaseModel):
+    """A turn of a conversation."""
+
+    role: Literal["system", "developer", "user", "assistant", "tool"]
+    content: str | list[Part] | None = None
+    name: str | None = None
+    tool_calls: list[ToolCall] | None = None
+    tool_call_id: str | None = None
+
+
+class ToolFunction(BaseModel):
+    """A function that the model may ask to be called."""
+
+    name: str
+    description: str | None = None
+    parameters: dict[str, Any] | None = None  # Any: a JSON schema
+    strict: bool | None = None
+
+
+class Tool(BaseModel):
+    """A tool."""
+
+    type: Literal["function"]
+    function: ToolFunction
+
+
+class Common(BaseModel):
+    """What both kinds of completion take. Fields that are not here: see ``specdec.serving.extra``."""
+
+    model_config = ConfigDict(extra="allow")
+
+    model: str
+    stream: bool = False
+    stream_options: StreamOptions | None = None
+    n: Count | None = None
+    seed: Annotated[int, Field(ge=-(2**63), lt=2**63)] | None = None
+    temperature: Annotated[float, Field(ge=0, le=2, allow_inf_nan=False)] | None = None
+    top_p: Probability | None = None
+    top_k: Annotated[int, Field(ge=-1)] | None = None
+    frequency_penalty: Penalty | None = None
+    presence_penalty: Penalty | None = None
+    logit_bias: dict[str, Annotated[float, Field(ge=-100, le=100)]] | None = None
+    max_tokens: Count | None = None
+    stop: str | Annotated[list[str], Field(max_length=16)] | None = None
+    user: str | None = None
+    priority: Annotated[int, Field(ge=-10, le=0)] = 0
+    specdec: Speculation | None = None
+
+
+class ChatRequest(Common):
+    """The body of ``POST /v1/chat/completions``."""
+
+    messages: Annotated[list[Message], Field(min_length=1)]
+    max_completion_tokens: Count | None = None
+    logprobs: bool | None = None
+    top_logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
+    tools: list[Tool] | None = None
+
+
+class CompletionRequest(Common):
+    """The body of ``POST /v1/completions``."""
+
+    prompt: str | list[str] | list[int] | list[list[int]]
+    logprobs: Annotated[int, Field(ge=0, le=5)] | None = None

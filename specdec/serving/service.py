@@ -1,0 +1,124 @@
+"""What the routes of a server share."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Coroutine
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+from fastapi import Request
+from transformers import PreTrainedTokenizerBase
+
+from specdec.prompts import answer_room
+from specdec.serving.answers import Order
+from specdec.serving.asynchronous import AsyncEngine
+from specdec.serving.chat import Prompts
+from specdec.serving.decoding import check_extra, how, stops, wanted_tokens
+from specdec.serving.errors import ApiError, draining, refused
+from specdec.serving.metrics import Metrics
+from specdec.serving.schema import Common
+from specdec.serving.settings import Settings
+from specdec.serving.speculation import Policy
+
+_T = TypeVar("_T")
+
+
+class ClientGone(Exception):
+    """Nobody waits for this any more."""
+
+
+@dataclass(frozen=True, slots=True)
+class Service:
+    """Attributes:
+    engine: answers.
+    prompts: encodes.
+    tokenizer: decodes; nobody encodes with it, so that any thread may use it.
+    settings: the operator's.
+    policy: the operator's, of acceptance.
+    metrics: what happened.
+    vocabulary: tokens that the model has.
+    created: when the server started, in seconds since 1970.
+    """
+
+    engine: AsyncEngine
+    prompts: Prompts
+    tokenizer: PreTrainedTokenizerBase
+    settings: Settings
+    policy: Policy
+    metrics: Metrics
+    vocabulary: int
+    created: int
+
+    def check(self, body: Common, prompts: int = 1) -> None:
+        """Refuse what can be refused before anything is computed.
+
+        Raises:
+            ApiError: it can be.
+        """
+        if self.engine.stats.draining:
+            raise draining()
+        if body.model != self.settings.model:
+            raise ApiError(
+                404,
+                f"there is no model {body.model!r}; this server has {self.settings.model!r}",
+                param="model",
+                code="model_not_found",
+            )
+        check_extra(body)
+        answers = prompts * (body.n or 1)
+        if answers > self.settings.max_choices:
+            raise refused(
+                f"{answers} answers in one request; this server gives {self.settings.max_choices}",
+                "n",
+            )
+        if body.stream_options is not None and not body.stream:
+            raise refused("stream_options: only with stream=true", "stream_options")
+
+    def order(self, body: Common, inputs: dict[str, Any], top_logprobs: int | None) -> Order:
+        """What the engine is asked. Any: model inputs.
+
+        Raises:
+            ApiError: something of it is not done here.
+        """
+        length = inputs["input_ids"].shape[1]
+        asked = body.specdec
+        try:
+            wanted = wanted_tokens(body, self.settings.max_tokens)
+            room = answer_room(self.engine.threaded.model, inputs, wanted)
+        except ValueError as error:
+            raise refused(str(error), code="context_length_exceeded") from error
+        options = {
+            "max_new_tokens": room,
+            "acceptance": self.policy.wanted(asked),
+            "priority": body.priority,
+            "timeout": self.settings.request_seconds,
+            "drafts": asked is None or asked.drafts,
+            "top_logprobs": top_logprobs,
+        }
+        options |= how(body, length, self.vocabulary)
+        return Order(inputs, body.n or 1, body.seed, stops(body), options)
+
+
+async def unless_gone(request: Request, work: Coroutine[Any, Any, _T]) -> _T:
+    """The result of `work`, which is cancelled when the client hangs up.
+
+    Raises:
+        ClientGone: it did.
+    """
+    working = asyncio.ensure_future(work)
+    watching = asyncio.ensure_future(_gone(request))
+    try:
+        await asyncio.wait((working, watching), return_when=asyncio.FIRST_COMPLETED)
+        if not working.done():
+            raise ClientGone
+        return working.result()
+    finally:
+        working.cancel()
+        watching.cancel()
+        await asyncio.gather(working, watching, return_exceptions=True)
+
+
+async def _gone(request: Request) -> None:
+    while (await request.receive())["type"] != "http.disconnect":
+        pass
