@@ -54,7 +54,8 @@ class Order(NamedTuple):
     options: Mapping[str, Any]
 
 
-class Delta(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class Delta:
     """What is new of one answer.
 
     Attributes:
@@ -208,7 +209,7 @@ class Answers:
             "prompt_tokens_details": {"cached_tokens": cached},
         }
 
-    def metrics_of_call(self) -> dict[str, Any]:  # Any: JSON values
+    def speculation(self) -> dict[str, Any]:  # Any: JSON values
         """What speculation achieved and how long it took, as vLLM names it."""
         stats = self.stats.to_dict()
         now = time.monotonic()

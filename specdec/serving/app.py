@@ -8,20 +8,24 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
 
-from fastapi import FastAPI, Request, Response
-from fastapi.responses import JSONResponse
+from fastapi import FastAPI, Request, Response, Security
+from fastapi.responses import JSONResponse, PlainTextResponse
+from fastapi.security import HTTPBearer
+from starlette.middleware.cors import CORSMiddleware
 from transformers import PreTrainedTokenizerBase, ProcessorMixin
 
 import specdec
 from specdec.prompts import context_length
-from specdec.serving import errors
+from specdec.serving import errors, pages, replies
 from specdec.serving.asynchronous import AsyncEngine
 from specdec.serving.chat import Prompts, Reader
-from specdec.serving.chat_api import ChatCall
+from specdec.serving.chat_completions import ChatCall
+from specdec.serving.completions import CompletionCall
 from specdec.serving.errors import ApiError
+from specdec.serving.guard import Access, Guard
 from specdec.serving.images import ImageReader
 from specdec.serving.metrics import CONTENT_TYPE, Metrics
-from specdec.serving.schema import ChatRequest
+from specdec.serving.schema import ChatRequest, CompletionRequest
 from specdec.serving.service import Service
 from specdec.serving.settings import Settings
 from specdec.serving.speculation import Policy
@@ -55,7 +59,8 @@ def create_app(
         settings=settings,
         policy=Policy(engine.threaded.acceptance, model),
         metrics=Metrics(lambda: engine.stats),
-        vocabulary=read_spec(model).vocab_size,
+        vocabulary=Vocabulary(tokenizer),
+        size=read_spec(model).vocab_size,
         created=int(time.time()),
     )
 
@@ -74,12 +79,27 @@ def create_app(
     )
     app.state.service = service
     errors.install(app)
-    _add_routes(app, service, Vocabulary(tokenizer))
+    replies.describe(app)
+    app.include_router(pages.router())
+    if settings.cors_origins:
+        app.add_middleware(
+            CORSMiddleware,
+            allow_origins=settings.cors_origins,
+            allow_methods=["GET", "POST"],
+            allow_headers=["*"],
+            expose_headers=["X-Request-Id", "Retry-After"],
+        )
+    app.add_middleware(Guard, settings=settings)
+    app.add_middleware(Access)  # added last, it comes first
+    _add_routes(app, service)
     return app
 
 
-def _add_routes(app: FastAPI, service: Service, vocabulary: Vocabulary) -> None:
+def _add_routes(app: FastAPI, service: Service) -> None:
     settings = service.settings
+    # The guard checks keys; this tells of them.
+    bearer = HTTPBearer(auto_error=False)
+    key: dict[str, Any] = {"dependencies": [Security(bearer)] if settings.api_keys else []}
     card = {
         "id": settings.model,
         "object": "model",
@@ -93,32 +113,42 @@ def _add_routes(app: FastAPI, service: Service, vocabulary: Vocabulary) -> None:
         },
     }
 
-    @app.post("/v1/chat/completions")
+    @app.post("/v1/chat/completions", responses=replies.completions(replies.ChatCompletion), **key)
     async def chat_completions(request: Request, body: ChatRequest) -> Response:
-        return await ChatCall(service, body, vocabulary).respond(request)
+        return await ChatCall(service, body).respond(request)
 
-    @app.get("/v1/models")
+    @app.post("/v1/completions", responses=replies.completions(replies.Completion), **key)
+    async def completions(request: Request, body: CompletionRequest) -> Response:
+        return await CompletionCall(service, body).respond(request)
+
+    @app.get("/v1/models", response_model=replies.ModelList, responses=replies.answers(401), **key)
     async def models() -> JSONResponse:
         return JSONResponse({"object": "list", "data": [card]})
 
-    @app.get("/v1/models/{model:path}")
+    @app.get(
+        "/v1/models/{model:path}",
+        response_model=replies.ModelCard,
+        responses=replies.answers(401, 404),
+        **key,
+    )
     async def model(model: str) -> JSONResponse:
         if model != settings.model:
             raise ApiError(404, f"there is no model {model!r}", param="model")
         return JSONResponse(card)
 
-    @app.get("/health")
+    @app.get("/health", response_model=replies.Status, responses=replies.answers(503))
     async def health() -> JSONResponse:
-        alive = service.engine.stats.error is None
-        return JSONResponse({"status": "ok" if alive else "failed"}, 200 if alive else 500)
+        if service.engine.stats.error is not None:
+            raise ApiError(503, "the engine has failed; its log says why", code="engine_failed")
+        return JSONResponse({"status": "ok"})
 
-    @app.get("/ready")
+    @app.get("/ready", response_model=replies.Status, responses=replies.answers(503))
     async def ready() -> JSONResponse:
         stats = service.engine.stats
         if stats.draining or stats.error is not None:
             raise errors.draining()
         return JSONResponse({"status": "ready"})
 
-    @app.get("/metrics")
+    @app.get("/metrics", response_class=PlainTextResponse, responses=replies.answers(401), **key)
     async def metrics() -> Response:
         return Response(service.metrics.text(), media_type=CONTENT_TYPE)

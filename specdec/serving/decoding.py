@@ -15,8 +15,10 @@ from specdec.serving.schema import ChatRequest, Common
 
 # Fields that say nothing about the answer, or cannot be told from their absence.
 _HARMLESS = frozenset(
-    ("metadata", "store", "safety_identifier", "service_tier", "prediction", "moderation")
-    + ("prompt_cache_key", "prompt_cache_retention", "prompt_cache_options")
+    (
+        *("metadata", "store", "safety_identifier", "service_tier", "prediction"),
+        *("prompt_cache_key", "prompt_cache_retention", "prompt_cache_options"),
+    )
 )
 # Fields that ask for something else than what they ask for with these values.
 _NEUTRAL: Mapping[str, tuple[Any, ...]] = {

@@ -89,7 +89,11 @@ class Tool(BaseModel):
 
 
 class Common(BaseModel):
-    """What both kinds of completion take. Fields that are not here: see ``specdec.serving.extra``."""
+    """What both kinds of completion take.
+
+    Fields that are not here are ignored where that makes no difference, and else refused by name:
+    see :func:`specdec.serving.decoding.check_extra`.
+    """
 
     model_config = ConfigDict(extra="allow")
 

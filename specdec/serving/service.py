@@ -20,6 +20,7 @@ from specdec.serving.metrics import Metrics
 from specdec.serving.schema import Common
 from specdec.serving.settings import Settings
 from specdec.serving.speculation import Policy
+from specdec.serving.wording import Vocabulary
 
 _T = TypeVar("_T")
 
@@ -37,7 +38,8 @@ class Service:
     settings: the operator's.
     policy: the operator's, of acceptance.
     metrics: what happened.
-    vocabulary: tokens that the model has.
+    vocabulary: what its tokens read like.
+    size: how many it has.
     created: when the server started, in seconds since 1970.
     """
 
@@ -47,8 +49,14 @@ class Service:
     settings: Settings
     policy: Policy
     metrics: Metrics
-    vocabulary: int
+    vocabulary: Vocabulary
+    size: int
     created: int
+
+    @property
+    def longest(self) -> int:
+        """Most tokens of an answer."""
+        return self.settings.max_tokens
 
     def check(self, body: Common, prompts: int = 1) -> None:
         """Refuse what can be refused before anything is computed.
@@ -84,7 +92,7 @@ class Service:
         length = inputs["input_ids"].shape[1]
         asked = body.specdec
         try:
-            wanted = wanted_tokens(body, self.settings.max_tokens)
+            wanted = wanted_tokens(body, self.longest)
             room = answer_room(self.engine.threaded.model, inputs, wanted)
         except ValueError as error:
             raise refused(str(error), code="context_length_exceeded") from error
@@ -96,7 +104,7 @@ class Service:
             "drafts": asked is None or asked.drafts,
             "top_logprobs": top_logprobs,
         }
-        options |= how(body, length, self.vocabulary)
+        options |= how(body, length, self.size)
         return Order(inputs, body.n or 1, body.seed, stops(body), options)
 
 

@@ -34,15 +34,13 @@ class Policy:
             return {"kind": "lossless"}
         if (policy := self._relaxed) is None:
             return {"kind": "rule", "rule": self._name}
-        estimator = policy.reliance
+        reliance = policy.reliance
         return {
             "kind": "relaxed",
             "epsilon": policy.epsilon,
             "gamma": policy.gamma,
             "budget": policy.budget,
-            "reliance": estimator
-            if isinstance(estimator, str)
-            else type(estimator).__name__.lower(),
+            "reliance": reliance if isinstance(reliance, str) else type(reliance).__name__,
         }
 
     def wanted(self, asked: Speculation | None) -> Acceptance | None:
@@ -88,4 +86,9 @@ class Policy:
                     f"{getattr(policy, name):g}; a request may only be stricter",
                     f"specdec.{name}",
                 )
-        return replace(policy, **given)
+        return replace(
+            policy,
+            epsilon=given.get("epsilon", policy.epsilon),
+            gamma=given.get("gamma", policy.gamma),
+            budget=given.get("budget", policy.budget),
+        )
