@@ -1,4 +1,4 @@
-"""Reading images that may be anything."""
+"""Reading image files that may be anything."""
 
 from __future__ import annotations
 
@@ -20,35 +20,22 @@ def read_image(path: Path, max_pixels: int) -> Image.Image:
     Raises:
         UserError: it cannot be read, or has more than `max_pixels` pixels.
     """
-    from PIL import Image, ImageOps, UnidentifiedImageError
+    from specdec.pixels import BrokenImage, NotAnImage, TooManyPixels, decode
 
     _check_file(path)
-    with _own_size_limit():
-        try:
-            image = Image.open(path)
-        except UnidentifiedImageError as error:
-            raise UserError(
-                f"{path} is not an image that Pillow can read; convert it to PNG or JPEG"
-            ) from error
-        except OSError as error:
-            raise UserError(f"{path} cannot be read: {reason(error)}") from error
-        # A broken file makes Pillow's decoders raise whatever they stumble over.
-        except Exception as error:
-            raise UserError(f"{path} is a broken image: {reason(error)}") from error
-        with image:
-            pixels = image.width * image.height
-            if pixels > max_pixels:
-                raise UserError(
-                    f"{path} has {image.width} × {image.height} = {pixels / 1e6:.1f} million "
-                    f"pixels, the limit is {max_pixels / 1e6:g} million; scale it down or raise "
-                    "--max-pixels"
-                )
-            try:
-                return ImageOps.exif_transpose(image).convert("RGB")
-            except Exception as error:
-                raise UserError(
-                    f"{path} is a broken or truncated image: {reason(error)}"
-                ) from error
+    try:
+        with path.open("rb") as file, _own_size_limit():
+            return decode(file, max_pixels)
+    except NotAnImage as error:
+        raise UserError(
+            f"{path} is not an image that Pillow can read; convert it to PNG or JPEG"
+        ) from error
+    except TooManyPixels as error:
+        raise UserError(f"{path} has {error}; scale it down or raise --max-pixels") from error
+    except BrokenImage as error:
+        raise UserError(f"{path} is a broken or truncated image: {reason(error)}") from error
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {reason(error)}") from error
 
 
 def _check_file(path: Path) -> None:
