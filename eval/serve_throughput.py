@@ -26,8 +26,9 @@ from rich.console import Console
 from rich.table import Table
 from transformers import PreTrainedModel
 
-from specdec import Limits, ThreadedEngine
+from specdec import ThreadedEngine
 from specdec.drafters import load_drafter
+from specdec.engine import Limits
 from specdec.eval import suite
 from specdec.eval.comparison import GateError
 from specdec.eval.drafter_bench import label
