@@ -49,6 +49,8 @@ class ServerProcess:
         self._process.kill()
         self._process.wait()
         self._reader.join()
+        assert self._process.stderr is not None
+        self._process.stderr.close()
 
     def address(self, seconds: float = 180.0) -> str:
         """Where it listens, once it does.

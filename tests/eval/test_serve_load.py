@@ -34,7 +34,7 @@ def test_a_server_keeps_its_promises(tmp_path: Path) -> None:
     out = tmp_path / "serving.json"
     app = typer.Typer()
     app.command()(serve_load)
-    sizes = ["--clients", "8", "--seconds", "3", "--distinct", "3", "--longest", "8"]
+    sizes = ["--clients", "8", "--seconds", "2", "--distinct", "3", "--longest", "8"]
     full = ["--max-batch", "4", "--max-waiting", "2"]
     result = CliRunner().invoke(app, [*sizes, *full, "--cancel", "0.4", "--out", str(out)])
     assert result.exit_code == 0, result.output
