@@ -5,20 +5,22 @@ Knows no model: what the tensors are is for the caller to check.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
-from torch import Tensor
+from torch import Tensor, nn
 from transformers.utils.hub import cached_file
 
-from specdec.files import write_json
+from specdec.files import read_json, write_json
 
 WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
+_DENSEST = 4  # parameters a byte: of two bits each
+_SMALL = 2**24  # parameters that are no burden to anybody
 _PICKLES = ("pytorch_model.bin", "pytorch_model.bin.index.json", "model.pt")
 
 
@@ -32,21 +34,6 @@ def find(path: str, name: str) -> Path | None:
     except OSError:
         return None
     return Path(found) if found else None
-
-
-def read_json(file: Path) -> dict[str, Any]:  # Any: JSON values
-    """The object in a file.
-
-    Raises:
-        ValueError: it holds none.
-    """
-    try:
-        record = json.loads(file.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{file} is not JSON: {error}") from error
-    if not isinstance(record, dict):
-        raise ValueError(f"{file} holds no JSON object")
-    return record
 
 
 def read_tensors(path: str, ending: str = "") -> dict[str, Tensor]:
@@ -70,9 +57,41 @@ def read_tensors(path: str, ending: str = "") -> dict[str, Tensor]:
                 tensors |= {
                     name: opened.get_tensor(name) for name in names if name.endswith(ending)
                 }
-        except SafetensorError as error:
+        except (SafetensorError, OSError, RuntimeError) as error:
             raise ValueError(f"{file} is damaged: {error}") from error
+    if odd := not_finite(tensors):
+        raise ValueError(f"{path}: {odd} has values that are no numbers, or infinite")
     return tensors
+
+
+def not_finite(tensors: Mapping[str, Tensor]) -> str | None:
+    """The name of a tensor that holds NaN or infinity; nothing that it drafts means a thing."""
+    for name, tensor in tensors.items():
+        # A sum is none if a value is none, and takes no memory. Types of one byte have no sums.
+        summed = tensor.is_floating_point() and tensor.element_size() > 1
+        if summed and not bool(tensor.sum(dtype=torch.float64).isfinite()):
+            return name
+    return None
+
+
+def refuse_hollow(path: str, model: nn.Module) -> None:
+    """Refuse weights that are far fewer than a model has: its memory would be taken all the same.
+
+    Args:
+        path: a folder, or a hub id.
+        model: as its configuration describes it, without weights.
+
+    Raises:
+        ValueError: naming both sizes.
+    """
+    files = [file for shard in _shards(path, "") if (file := find(path, shard))]
+    stored = sum(file.stat().st_size for file in files)
+    parameters = sum(parameter.numel() for parameter in model.parameters())
+    if parameters > _DENSEST * stored + _SMALL:
+        raise ValueError(
+            f"{path}: its config.json describes a model of {parameters / 1e6:.1f} million "
+            f"parameters, its weights are {stored / 1e6:.1f} MB; they do not belong together"
+        )
 
 
 def write_checkpoint(
@@ -101,7 +120,8 @@ def _shards(path: str, ending: str) -> list[str]:
     places = read_json(index).get("weight_map")
     if not isinstance(places, dict):
         raise ValueError(f"{index} has no weight_map")
-    shards = sorted({file for name, file in places.items() if name.endswith(ending)})
+    names = {file for name, file in places.items() if name.endswith(ending)}
+    shards = sorted(map(str, names))
     if outside := [shard for shard in shards if Path(shard).name != shard]:
         raise ValueError(f"{index} points outside of its folder: {outside[0]}")
     return shards

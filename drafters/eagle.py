@@ -111,11 +111,11 @@ class EagleDrafter:
     def propose(self, batch: Sequence[DraftRequest]) -> list[DraftTree]:
         """One forward per level of the trees for the whole batch, the first of them taking in the
         tokens that were accepted since the last call."""
-        wanted = [(each, self._take_in(each)) for each in batch if len(each.shape) > 1]
-        live = [(each, rows) for each, rows in wanted if rows is not None]
-        if not live:
+        # Without states that have come since the last call there is nothing to draft from.
+        requests = [request for request in batch if len(request.shape) > 1 and request.states]
+        if not requests:
             return [root_only(request.tokens[-1]) for request in batch]
-        requests = [request for request, _ in live]
+        rows = self._take_in(requests)
         states = [self._states[request.id] for request in requests]
         network = EagleNetwork(
             self.head,
@@ -124,7 +124,7 @@ class EagleDrafter:
             self._never,
             self._vocabulary,
             states,
-            [rows for _, rows in live],
+            rows,
         )
         trees = {}
         grown = grow(network, requests, self.siblings, self.calibration)
@@ -159,20 +159,26 @@ class EagleDrafter:
             self._states[request.id] = state
         return state
 
-    def _take_in(self, request: DraftRequest) -> Rows | None:
-        """The tokens whose states have come since the last call, the root last; ``None`` if there
-        are none, and nothing to draft from.
-        """
-        if not request.states:
-            return None
-        state = self._state(request)
-        fused = self.head.fuse(torch.cat(request.states))
+    def _take_in(self, requests: Sequence[DraftRequest]) -> list[Rows]:
+        """Per request the tokens whose states have come since the last call, the root last."""
+        counts = [sum(map(len, request.states)) for request in requests]
+        fused = self.head.fuse(torch.cat([part for each in requests for part in each.states]))
+        tokens = [
+            token
+            for request, count in zip(requests, counts, strict=True)
+            for token in request.tokens[len(request.tokens) - count :]
+        ]
+        embeds = self._embeddings(torch.tensor(tokens, device=fused.device)).to(fused.dtype)
+        parts = zip(requests, embeds.split(counts), fused.split(counts), strict=True)
+        return [self._rows(*part) for part in parts]
+
+    def _rows(self, request: DraftRequest, embeds: Tensor, fused: Tensor) -> Rows:
+        """What the head reads of a request's newest tokens."""
         request.states.clear()
+        state = self._state(request)
         first = len(request.tokens) - len(fused)  # the token behind the first state
-        text = torch.tensor(request.tokens[first:], device=fused.device)
         positions = _positions(request, first - 1, len(request.tokens) - 1)
         state.last = positions[:, -1]
-        embeds = self._embeddings(text).to(fused.dtype)
         rows = Rows(embeds, fused, positions)
         if self.head.config.vision != "hidden" and first < request.prompt_length:
             asked = request.tokens[first : request.prompt_length]
@@ -215,6 +221,8 @@ def _positions(request: DraftRequest, start: int, stop: int) -> Tensor:
     known = request.positions
     if known is None:
         return torch.arange(start, stop)[None]
+    if start >= known.shape[1]:
+        return known[:, -1:] + torch.arange(start, stop) - (known.shape[1] - 1)
     beyond = torch.arange(1, stop - known.shape[1] + 1)
     return torch.cat([known, known[:, -1:] + beyond], 1)[:, start:stop]
 

@@ -6,11 +6,12 @@ from os import PathLike
 from pathlib import Path
 from typing import Any, Literal
 
-from specdec.drafters.checkpoint_files import find, read_json, read_tensors, write_checkpoint
+from specdec.drafters.checkpoint_files import find, read_tensors, write_checkpoint
 from specdec.drafters.eagle_head import EagleConfig, EagleHead
 from specdec.drafters.eagle_layer import assemble
 from specdec.drafters.eagle_raw import is_raw, read_raw
 from specdec.drafters.eagle_speculators import is_speculators, read_speculators
+from specdec.files import read_json, refuse_endless
 
 SETTINGS = "drafter.json"
 KIND = "eagle"
@@ -90,9 +91,12 @@ def read_eagle(
 def _recognise(path: str) -> tuple[Form | None, dict[str, Any]]:
     if own := find(path, SETTINGS):
         settings = read_json(own)
+        head = settings.get("eagle")
+        refuse_endless(own, head if isinstance(head, dict) else {})
         return ("native" if settings.get("kind") == KIND else None), settings
     if foreign := find(path, "config.json"):
         settings = read_json(foreign)
+        refuse_endless(foreign, settings)
         if is_speculators(settings):
             return "speculators", settings
         if is_raw(settings):

@@ -25,7 +25,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, fields
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 import torch.nn.functional as F
@@ -34,6 +34,10 @@ from torch import Tensor, nn
 from specdec.drafters.rope import Rope, rotate
 
 Vision = Literal["hidden", "compressed", "shared"]
+_SIZES = (
+    *("hidden_size", "intermediate_size", "num_attention_heads", "num_key_value_heads", "head_dim"),
+    *("vocab_size", "draft_vocab_size", "target_hidden_size", "queries", "page_size"),
+)
 # Queries (B, Hq, T, D), new keys and values (B, Hkv, T, D) to (B, Hq, T, D).
 Attend = Callable[[Tensor, Tensor, Tensor], Tensor]
 
@@ -84,6 +88,20 @@ class EagleConfig:
     page_size: int = 16
     keep: float = 1.0
 
+    def __post_init__(self) -> None:
+        layers = self.layers if self.shared_layer is None else (*self.layers, self.shared_layer)
+        right = {
+            **{name: _is_count(getattr(self, name), 1) for name in _SIZES},
+            "layers, shared_layer": len(layers) > 0 and all(_is_count(each, 0) for each in layers),
+            "rms_norm_eps": _is_within(self.rms_norm_eps, 1.0),
+            "keep": _is_within(self.keep, 1.0),
+            "vision": self.vision in get_args(Vision),
+            "norm_before_residual, own_embeddings": {True, False}
+            >= {self.norm_before_residual, self.own_embeddings},
+        }
+        if wrong := [name for name, is_right in right.items() if not is_right]:
+            raise ValueError(f"settings of an EAGLE head that cannot be: {'; '.join(wrong)}")
+
     def to_dict(self) -> dict[str, Any]:  # Any: JSON values
         return asdict(self)
 
@@ -101,6 +119,14 @@ class EagleConfig:
             return cls(**{**values, "layers": tuple(values["layers"])})
         except (KeyError, TypeError) as error:
             raise ValueError(f"settings of an EAGLE head are incomplete: {error}") from error
+
+
+def _is_count(value: object, least: int) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= least
+
+
+def _is_within(value: object, most: float) -> bool:
+    return isinstance(value, (int, float)) and 0 <= value <= most
 
 
 class _Attention(nn.Module):

@@ -158,8 +158,9 @@ def assemble(path: str, config: EagleConfig, state: dict[str, Tensor]) -> EagleH
     Raises:
         ValueError: tensors are missing or left over, of another shape, or the tables disagree.
     """
-    head = EagleHead(config)
-    expected = head.state_dict()
+    # Of a size that anybody may have written down: made only once the tensors are known to have it.
+    with torch.device("meta"):
+        expected = EagleHead(config).state_dict()
     if missing := sorted(expected.keys() - state.keys()):
         raise ValueError(f"{path} lacks {', '.join(missing)}")
     if left_over := sorted(state.keys() - expected.keys()):
@@ -177,6 +178,7 @@ def assemble(path: str, config: EagleConfig, state: dict[str, Tensor]) -> EagleH
     marked[_spoken(path, config, tables["d2t"])] = True
     if not torch.equal(marked, tables["t2d"]):
         raise ValueError(f"{path}: d2t and t2d do not mean the same tokens")
+    head = EagleHead(config)
     head.load_state_dict({**state, **tables}, assign=True)
     return head.eval()
 

@@ -36,8 +36,9 @@ Engine = Literal["vllm", "sglang"]
 
 def is_raw(settings: Mapping[str, Any]) -> bool:
     """Whether a ``config.json`` is that of a raw EAGLE-3 checkpoint."""
-    architectures = settings.get("architectures") or ()
-    return any(name in ARCHITECTURES for name in architectures) or "draft_vocab_size" in settings
+    architectures = settings.get("architectures")
+    named = isinstance(architectures, list) and any(n in ARCHITECTURES for n in architectures)
+    return named or "draft_vocab_size" in settings
 
 
 def read_raw(

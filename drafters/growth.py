@@ -93,11 +93,12 @@ def grow(
     while members:
         rows = [growths[member] for member in members]
         start, nexts = 0, list[_Next | None]()
-        for growth, drawn, count in zip(rows, _children(logits, rows, counts), counts, strict=True):
+        children = _children(logits, rows, counts, calibration)
+        for growth, drawn, count in zip(rows, children, counts, strict=True):
             if names is not None:
                 known = names[drawn.tokens.clamp_min(0)]
                 drawn = drawn._replace(tokens=torch.where(drawn.tokens < 0, -1, known))
-            nexts.append(growth.advance(drawn, calibration, start))
+            nexts.append(growth.advance(drawn, start))
             start += count
         alive = [(member, n) for member, n in zip(members, nexts, strict=True) if n is not None]
         depth += 1
@@ -124,27 +125,31 @@ class _Next(NamedTuple):
 
 
 class _Drawn(NamedTuple):
-    """On the CPU. ``tokens``: int64 ``(m, k)``, -1 where there is no child. ``log_q``: logarithms
-    of their probabilities; ``None`` where nobody asks.
+    """On the CPU. ``tokens``: int64 ``(m, k)``, -1 where there is no child. ``log_accepted``:
+    logarithms of how probably they are accepted; ``None`` where nobody asks.
     """
 
     tokens: Tensor
-    log_q: Tensor | None
+    log_accepted: Tensor | None
 
 
-def _children(logits: Tensor, rows: Sequence[_Growth], counts: Sequence[int]) -> Sequence[_Drawn]:
+def _children(
+    logits: Tensor, rows: Sequence[_Growth], counts: Sequence[int], calibration: Calibration
+) -> Sequence[_Drawn]:
     """The children of every request's frontier; those that keep their distributions do so."""
     temperatures = {growth.request.temperature or 1.0 for growth in rows}
     if len(temperatures) > 1 or not all(growth.plain for growth in rows):
         parts = logits.split(list(counts))
-        return [growth.draw(part.float()) for growth, part in zip(rows, parts, strict=True)]
+        pairs = zip(rows, parts, strict=True)
+        return [growth.draw(part.float(), calibration) for growth, part in pairs]
     widest = min(max(growth.widest for growth in rows), logits.shape[-1])
     if any(growth.scored for growth in rows):
         scaled = logits.float() / temperatures.pop()
         found = scaled.log_softmax(-1).topk(widest)
         log_q = found.values.cpu()
         tokens = found.indices.cpu().masked_fill_(log_q == -math.inf, -1)
-        each = zip(tokens.split(list(counts)), log_q.split(list(counts)), strict=True)
+        accepted = calibration.log_accepted(log_q)  # once for all: few numbers each
+        each = zip(tokens.split(list(counts)), accepted.split(list(counts)), strict=True)
         return [_Drawn(*pair) for pair in each]
     if widest == 1:
         tokens = logits.argmax(-1, keepdim=True).cpu()
@@ -197,22 +202,23 @@ class _Growth:
         """Whether the most probable tokens are all that it needs."""
         return self.siblings == "deterministic" and not self.request.wants_q
 
-    def draw(self, logits: Tensor) -> _Drawn:
+    def draw(self, logits: Tensor, calibration: Calibration) -> _Drawn:
         """Children of its rows ``(m, V)``; keeps the distributions."""
         q = (logits / (self.request.temperature or 1.0)).softmax(-1)
         self.q.append(q)
         children = sample_children(q, self.widest, self.siblings, self.request.generator)
         if not self.scored:
             return _Drawn(children.cpu(), None)
-        return _Drawn(children.cpu(), q.gather(1, children.clamp_min(0)).log().cpu())
+        log_q = q.gather(1, children.clamp_min(0)).log().cpu()
+        return _Drawn(children.cpu(), calibration.log_accepted(log_q))
 
-    def advance(self, drawn: _Drawn, calibration: Calibration, start: int) -> _Next | None:
+    def advance(self, drawn: _Drawn, start: int) -> _Next | None:
         """Take in the children of the frontier; what to run next, ``None`` for nothing.
 
         ``start``: the frontier's first row in the logits.
         """
         if isinstance(self.shape, Dynamic):
-            chosen, slots = self._choose(drawn, calibration, self.shape)
+            chosen, slots = self._choose(drawn, self.shape)
         else:
             chosen, slots = self._name(drawn, _levels(self.shape))
         if not len(chosen):
@@ -242,13 +248,11 @@ class _Growth:
         self._lost = lost if bool(lost.any()) else None
         return level.inner, level.slots[level.inner]
 
-    def _choose(
-        self, drawn: _Drawn, calibration: Calibration, shape: Dynamic
-    ) -> tuple[Tensor, Tensor]:
+    def _choose(self, drawn: _Drawn, shape: Dynamic) -> tuple[Tensor, Tensor]:
         """The same for a dynamic one."""
-        assert drawn.log_q is not None
+        assert drawn.log_accepted is not None
         tokens = drawn.tokens[:, : shape.width]
-        paths = self._paths[:, None] + calibration.log_accepted(drawn.log_q[:, : shape.width])
+        paths = self._paths[:, None] + drawn.log_accepted[:, : shape.width]
         scores = torch.where(tokens >= 0, paths, -math.inf).flatten()
         self.tokens.append(tokens.flatten())
         self.parents.append(self._frontier.repeat_interleave(tokens.shape[1]))

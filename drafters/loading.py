@@ -8,21 +8,24 @@ from os import PathLike
 from pathlib import Path
 from typing import Any, TypeVar
 
-from safetensors import SafetensorError
+import torch
 from torch import nn
 from transformers import (
+    AutoConfig,
     AutoModelForCausalLM,
     AutoModelForImageTextToText,
     PreTrainedModel,
 )
 
 from specdec.drafters.calibration import Calibration
+from specdec.drafters.checkpoint_files import find, not_finite, refuse_hollow
 from specdec.drafters.eagle import EagleDrafter
 from specdec.drafters.eagle_files import eagle_form, read_eagle
 from specdec.drafters.selection import check_ratio
 from specdec.drafters.text_only import TextOnlyDrafter
 from specdec.drafters.tokenizers import refuse_other_tokenizer
 from specdec.drafters.vision_pruned import VisionPrunedDrafter
+from specdec.files import read_json, refuse_endless
 from specdec.interfaces import Drafter
 
 CONFIG_NAME = "drafter.json"
@@ -41,6 +44,17 @@ def load_drafter(path: str | PathLike[str], model: PreTrainedModel | None = None
     Raises:
         ValueError: nothing loadable lies there, its kind or format is unknown, or it does not fit.
     """
+    try:
+        return _load(path, model)
+    # Files of strangers make loaders raise whatever they stumble over, with no word of the file.
+    except Exception as error:
+        if isinstance(error, ValueError) and str(path) in str(error):
+            raise
+        told = f"{type(error).__name__}: {error}"
+        raise ValueError(f"{path}: no drafter could be loaded: {told}") from error
+
+
+def _load(path: str | PathLike[str], model: PreTrainedModel | None) -> Drafter:
     if eagle_form(path) is not None:
         return _eagle(path, model)
     if model is not None:
@@ -99,18 +113,26 @@ def _load_model(
     verifier: PreTrainedModel | None,
 ) -> PreTrainedModel:
     """The model in a folder, complete, where the verifier is."""
-    try:
-        loaded: Any = kind.from_pretrained(
-            path, dtype="auto", use_safetensors=True, output_loading_info=True
-        )
-    except (OSError, SafetensorError) as error:
-        raise ValueError(f"{path}: no drafter could be loaded: {error}") from error
+    if config := find(str(path), "config.json"):
+        refuse_endless(config, read_json(config))
+    with torch.device("meta"):
+        bare = kind.from_config(AutoConfig.from_pretrained(path, trust_remote_code=False))
+    refuse_hollow(str(path), bare)
+    loaded: Any = kind.from_pretrained(
+        path,
+        dtype="auto",
+        use_safetensors=True,
+        output_loading_info=True,
+        trust_remote_code=False,
+    )
     model, report = loaded  # a pair, which the annotation does not say
     if missing := sorted(report["missing_keys"]):
         raise ValueError(
             f"{path}: the weights lack {', '.join(missing)}; transformers would have filled them "
             "with random numbers"
         )
+    if odd := not_finite(model.state_dict()):
+        raise ValueError(f"{path}: {odd} has values that are no numbers, or infinite")
     model.eval()
     drafter: PreTrainedModel = _beside(model, verifier)
     return drafter
@@ -184,8 +206,4 @@ def _settings(path: Path) -> dict[str, Any]:
     file = path / CONFIG_NAME
     if not file.is_file():
         return {"format_version": FORMAT_VERSION, "kind": "text_only"}
-    try:
-        settings: dict[str, Any] = json.loads(file.read_text())
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{file} is not JSON: {error}") from error
-    return settings
+    return read_json(file)

@@ -6,6 +6,7 @@ out between the rows: in sections (Qwen2-VL, 2409.12191) or in turns (Qwen3-VL).
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -37,6 +38,8 @@ class Rope(nn.Module):
                 f"rope_type {kind!r} is not one that a drafter can share with its verifier; use "
                 "one that does not read the verifier's keys, with rope_type 'default'"
             )
+        if not 0 < parameters["rope_theta"] < math.inf:
+            raise ValueError(f"rope_theta {parameters['rope_theta']} is no finite number above 0")
         turning = int(head_dim * parameters.get("partial_rotary_factor", 1.0))
         self.scaling = 1.0
         if kind == "default":

@@ -10,7 +10,7 @@ from transformers import PreTrainedModel
 
 from specdec.arguments import prepare
 from specdec.engine import Engine
-from specdec.engine.request import Decoding
+from specdec.engine.request import Decoding, Request
 from specdec.eval.filled import milliseconds
 from specdec.eval.projection import Acceptance
 from specdec.eval.random_models import image_prompt, parameter_bytes, text_tokens
@@ -94,11 +94,13 @@ def _decode(
     return engine.stats, seconds
 
 
-def submit(engine: Engine, model: PreTrainedModel, inputs: Mapping[str, Any], tokens: int) -> None:
+def submit(
+    engine: Engine, model: PreTrainedModel, inputs: Mapping[str, Any], tokens: int
+) -> list[Request]:
     """Queue what ``generate`` would take, for greedy answers of that many tokens."""
     prepared = prepare(model, {**inputs, "do_sample": False, "max_new_tokens": tokens})
     prompt = Prompt(prepared.input_ids, prepared.padding, prepared.model_kwargs)
-    engine.submit(prompt, Decoding(max_length=prepared.input_ids.shape[1] + tokens))
+    return engine.submit(prompt, Decoding(max_length=prepared.input_ids.shape[1] + tokens))
 
 
 def _shares(stats: AcceptanceStats) -> dict[str, float]:

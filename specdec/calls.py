@@ -12,9 +12,10 @@ import torch
 from transformers import PreTrainedModel
 
 from specdec.acceptance import Rule
-from specdec.arguments import stop_tokens
+from specdec.arguments import check_arguments, decodings, prepare, runs_prompt, stop_tokens
+from specdec.engine import Decoding
 from specdec.engine.estimates import needs
-from specdec.interfaces import Drafter, reads_of
+from specdec.interfaces import Drafter, Prompt, reads_of
 from specdec.policies import Acceptance, Speaker, resolve
 from specdec.verifiers import TransformersVerifier
 from specdec.verifiers.spec import read_spec
@@ -62,6 +63,37 @@ def check_gives(verifier: TransformersVerifier, rule: Rule | None) -> None:
             f"acceptance reads {', '.join(sorted(missing))}, and verifier= gives none of it: make "
             f"it with TransformersVerifier(model, {what})"
         )
+
+
+def one_request(
+    model: PreTrainedModel,
+    kwargs: dict[str, Any],
+    generator: torch.Generator,
+    rule: Rule | None,
+    *,
+    drafts: bool = True,
+    top_logprobs: int | None = None,
+) -> tuple[Prompt, Decoding]:
+    """What a call asks for whose answer is one of many that an engine gives at once.
+
+    Raises:
+        ValueError: it asks for several, or for what only :func:`specdec.generate` does.
+    """
+    check_arguments(model, kwargs)
+    prepared = prepare(model, kwargs)
+    if runs_prompt(prepared.model_kwargs, prepared.generation_config):
+        raise ValueError(
+            "an engine takes no past_key_values, inputs_embeds, prefill_chunk_size or hidden "
+            "states of one request; specdec.generate does"
+        )
+    if len(prepared.input_ids) != 1:
+        raise ValueError(
+            f"{len(prepared.input_ids)} prompts in one call; submit them one by one, they run "
+            "together all the same"
+        )
+    prompt = Prompt(prepared.input_ids, prepared.padding, prepared.model_kwargs)
+    (decoding,) = decodings(prepared, generator, rule, drafts=drafts, top_logprobs=top_logprobs)
+    return prompt, decoding
 
 
 def fresh_generator() -> torch.Generator:

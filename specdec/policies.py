@@ -6,7 +6,6 @@ A policy is said once and holds for any model; a rule has the model's own estima
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass, field, replace
@@ -18,7 +17,7 @@ from weakref import WeakKeyDictionary
 from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from specdec.acceptance import Rule
-from specdec.files import write_json
+from specdec.files import read_json, write_json
 from specdec.guards import GUARDS, Guards
 from specdec.interfaces import VerifierSpec
 from specdec.relaxation import Relaxation
@@ -228,7 +227,7 @@ def load_policy(path: str | PathLike[str], model: PreTrainedModel) -> Relaxed:
         ValueError: there is none, or it was made for another model.
     """
     try:
-        record = json.loads(Path(path).read_text(encoding="utf-8"))
+        record = read_json(Path(path))
         version, theirs = record["version"], record["model"]
         settings = dict(record["relaxed"])
     except OSError as error:
@@ -242,11 +241,16 @@ def load_policy(path: str | PathLike[str], model: PreTrainedModel) -> Relaxed:
         raise ValueError(f"{path} is of version {version}; this specdec reads {_VERSION}")
     if theirs != (ours := fingerprint(model)):
         raise ValueError(
-            f"{path} was calibrated for a model with fingerprint {theirs[:12]}, and "
+            f"{path} was calibrated for a model with fingerprint {str(theirs)[:12]}, and "
             f"{type(model).__name__} {model.name_or_path!r} has {ours[:12]}; calibrate one for it "
             "with `specdec calibrate`"
         )
     try:
+        if not isinstance(settings.setdefault("reliance", "probe"), str):
+            raise ValueError(f"reliance={settings['reliance']!r:.60} is no name")
+        for name in ("epsilon", "gamma", "floor", "budget"):
+            if settings.get(name) is not None:
+                settings[name] = float(settings[name])
         return Relaxed(**settings | {"guards": tuple(settings.get("guards", GUARDS))})
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, OverflowError) as error:
         raise ValueError(f"{path} is no policy file: {error}") from error

@@ -17,6 +17,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor
 
+from specdec.files import read_json
 from specdec.reliance import Attention, Combined, Layer, Probe, Reliance
 
 Kind = Literal["probe", "attention", "combined"]
@@ -28,6 +29,11 @@ _PARTS: Mapping[Kind, tuple[str, ...]] = {
     "probe": ("probe.weight", "probe.bias"),
     "attention": ("attention.weight", "attention.bias", "attention.edges", "attention.frequencies"),
     "combined": ("combined.weight", "combined.bias"),
+}
+_FACTS: Mapping[str, type] = {
+    **dict.fromkeys(("fingerprint", "verifier", "drafter", "tensors_sha256"), str),
+    **dict.fromkeys(("hidden_size", "probe_units", "layers", "heads"), int),
+    "kinds": list,
 }
 _LAYER = tuple(f"probe.layer.{name}" for name in Layer._fields)
 _TRAIN = "`specdec train-probe` trains one for this model"
@@ -135,7 +141,10 @@ def load_reliance(
     probe = Probe(tensors["probe.weight"], tensors["probe.bias"], layer)
     if kind == "probe":
         return probe
-    attention = Attention(*(tensors[name] for name in _PARTS["attention"]))
+    try:
+        attention = Attention(*(tensors[name] for name in _PARTS["attention"]))
+    except ValueError as error:
+        raise ValueError(f"{Path(folder) / TENSORS}: {error}; {_TRAIN}") from error
     if kind == "attention":
         return attention
     return Combined(probe, attention, *(tensors[name] for name in _PARTS["combined"]))
@@ -149,16 +158,19 @@ def read_facts(folder: str | PathLike[str]) -> dict[str, Any]:  # Any: JSON valu
     """
     file = Path(folder) / FACTS
     try:
-        settings: Any = json.loads(file.read_text())
+        settings = read_json(file)
     except OSError:
         raise ValueError(f"there is no {file}; {_TRAIN}") from None
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{file} is not JSON: {error}") from error
-    version = settings.get("version") if isinstance(settings, dict) else None
+    version = settings.get("version")
     if version != VERSION:
         raise ValueError(f"{file} is of version {version}, this specdec reads {VERSION}; {_TRAIN}")
-    known: dict[str, Any] = settings
-    return known
+    for name, kind in _FACTS.items():
+        # True is an int to Python, and no number of anything.
+        if not isinstance(settings.get(name), kind) or settings[name] is True:
+            raise ValueError(f"{file} says {name} = {settings.get(name)!r:.60}; {_TRAIN}")
+    if not set(map(str, settings["kinds"])) <= set(KINDS):
+        raise ValueError(f"{file} is about {settings['kinds']!r:.60}; known: {', '.join(KINDS)}")
+    return settings
 
 
 def _tensors(folder: str | PathLike[str], settings: Mapping[str, Any]) -> dict[str, Tensor]:
@@ -191,4 +203,6 @@ def _tensors(folder: str | PathLike[str], settings: Mapping[str, Any]) -> dict[s
                 f"{file}: {name} has shape {shape}, {FACTS} speaks of {shapes.get(name, ())}; "
                 f"{_TRAIN}"
             )
+        if tensors[name].dtype != torch.float32 or not bool(tensors[name].isfinite().all()):
+            raise ValueError(f"{file}: {name} is not of finite float32 numbers; {_TRAIN}")
     return tensors

@@ -35,7 +35,17 @@ def test_version() -> None:
 
 @pytest.mark.parametrize(
     "command",
-    ["demo", "generate", "audit", "doctor", "distill", "train-probe", "calibrate", "export"],
+    [
+        "demo",
+        "generate",
+        "serve",
+        "audit",
+        "doctor",
+        "distill",
+        "train-probe",
+        "calibrate",
+        "export",
+    ],
 )
 def test_every_command_has_help(command: str) -> None:
     result = CliRunner().invoke(cli.app, [command, "--help"])

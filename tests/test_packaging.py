@@ -19,9 +19,54 @@ PROJECT: dict[str, Any] = tomllib.loads((ROOT / "pyproject.toml").read_text())
 SETUPTOOLS = PROJECT["tool"]["setuptools"]
 
 
-def in_fresh_interpreter(code: str) -> Any:
-    """What ``code`` prints last, read as JSON."""
-    command = [sys.executable, "-W", "error", "-c", code]
+IMPORTS = """
+import importlib, json, pkgutil, re, sys
+from collections import defaultdict
+from pathlib import Path
+import torch
+
+def touched(*args, **kwargs):
+    raise AssertionError("import specdec asked CUDA")
+
+kept = {}
+for name in ("is_available", "device_count", "init", "_lazy_init", "current_device"):
+    kept[name] = getattr(torch.cuda, name)
+    setattr(torch.cuda, name, touched)
+before = set(sys.modules)
+import specdec
+for name, function in kept.items():
+    setattr(torch.cuda, name, function)
+heavy = re.compile(r"triton(\\.|$)|transformers\\.models\\..*\\.(modeling|processing)_")
+heavy = sorted(name for name in set(sys.modules) - before if heavy.match(name))
+
+import specdec.drafters, specdec.verifiers, specdec.training, specdec.eval
+
+def modules(package):
+    for found in pkgutil.walk_packages(package.__path__, package.__name__ + "."):
+        importlib.import_module(found.name)
+
+for name in ("", ".drafters", ".verifiers", ".training", ".eval"):
+    modules(sys.modules["specdec" + name])
+names = defaultdict(list)
+for name, module in list(sys.modules.items()):
+    if getattr(module, "__file__", None):
+        names[str(Path(module.__file__).resolve())].append(name)
+root = Path(specdec.__file__).resolve().parents[1]
+twice = {
+    file: copies
+    for file, copies in names.items()
+    if len(copies) > 1 and Path(file).is_relative_to(root) and ".venv" not in file
+}
+print(json.dumps({"heavy": heavy, "twice": twice}))
+"""
+
+
+@pytest.fixture(scope="module")
+def imported() -> Any:
+    """What `import specdec` loads, and modules that have two names once all are loaded: of one
+    fresh interpreter, since torch takes long to load.
+    """
+    command = [sys.executable, "-W", "error", "-c", IMPORTS]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout.splitlines()[-1])
@@ -80,52 +125,13 @@ def test_the_oldest_releases_are_those_that_are_required() -> None:
         assert pins[name].removesuffix(".0") == required[name].split(",")[0]
 
 
-def test_import_is_light() -> None:
+def test_import_is_light(imported: Any) -> None:
     """``import specdec`` must not load triton or a model, nor ask CUDA anything: on a server that
     forks its workers, a CUDA context made at import time breaks every child."""
-    code = """
-import json, re, sys
-import torch
-
-def touched(*args, **kwargs):
-    raise AssertionError("import specdec asked CUDA")
-
-for name in ("is_available", "device_count", "init", "_lazy_init", "current_device"):
-    setattr(torch.cuda, name, touched)
-before = set(sys.modules)
-import specdec
-heavy = re.compile(r"triton(\\.|$)|transformers\\.models\\..*\\.(modeling|processing)_")
-print(json.dumps(sorted(name for name in set(sys.modules) - before if heavy.match(name))))
-"""
-    assert in_fresh_interpreter(code) == []
+    assert imported["heavy"] == []
 
 
-def test_no_module_is_loaded_twice() -> None:
+def test_no_module_is_loaded_twice(imported: Any) -> None:
     """A module imported under two names has two copies of every class, and isinstance fails between
     them. The links of ``make links`` and the names of the root folders both invite that."""
-    code = """
-import importlib, json, pkgutil, sys
-from collections import defaultdict
-from pathlib import Path
-import specdec
-import specdec.drafters, specdec.verifiers, specdec.training, specdec.eval
-
-def modules(package):
-    for found in pkgutil.walk_packages(package.__path__, package.__name__ + "."):
-        importlib.import_module(found.name)
-
-for name in ("", ".drafters", ".verifiers", ".training", ".eval"):
-    modules(sys.modules["specdec" + name])
-names = defaultdict(list)
-for name, module in list(sys.modules.items()):
-    if getattr(module, "__file__", None):
-        names[str(Path(module.__file__).resolve())].append(name)
-root = Path(specdec.__file__).resolve().parents[1]
-twice = {
-    file: copies
-    for file, copies in names.items()
-    if len(copies) > 1 and Path(file).is_relative_to(root) and ".venv" not in file
-}
-print(json.dumps(twice))
-"""
-    assert in_fresh_interpreter(code) == {}
+    assert imported["twice"] == {}

@@ -6,11 +6,11 @@ is first built without weights, so that what cannot run is refused before gigaby
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from specdec.commands.errors import UserError, reason
+from specdec.files import read_json, refuse_endless
 
 if TYPE_CHECKING:
     from transformers import (
@@ -22,17 +22,6 @@ if TYPE_CHECKING:
 
 Kind = Literal["image-text", "text"]
 
-# What transformers' loaders raise over a folder that is not as it should be.
-LOADING_ERRORS = (
-    OSError,
-    ValueError,
-    KeyError,
-    TypeError,
-    AttributeError,
-    ImportError,
-    RuntimeError,
-    AssertionError,
-)
 _LOCAL = {"local_files_only": True, "trust_remote_code": False}
 
 DEMO = "demo"
@@ -99,9 +88,10 @@ def open_checkpoint(folder: Path) -> Checkpoint:
     )
 
     stored = stored_config(folder)
+    # Here and below: broken files make loaders raise whatever they stumble over.
     try:
         config = AutoConfig.from_pretrained(folder, **_LOCAL)
-    except LOADING_ERRORS as error:
+    except Exception as error:
         if "auto_map" in stored:
             raise UserError(
                 f"{folder} is of model type {stored.get('model_type')!r}, which needs code of its "
@@ -129,7 +119,7 @@ def skeleton(checkpoint: Checkpoint) -> PreTrainedModel:
     try:
         with torch.device("meta"):
             model: PreTrainedModel = _auto_model(checkpoint.kind).from_config(checkpoint.config)
-    except LOADING_ERRORS as error:
+    except Exception as error:
         raise UserError(
             f"{checkpoint.folder}: transformers cannot build this model: {reason(error)}"
         ) from error
@@ -160,9 +150,12 @@ def weight_problems(folder: Path) -> list[str]:
     index = folder / "model.safetensors.index.json"
     if index.is_file():
         try:
-            shards = sorted(set(json.loads(index.read_text())["weight_map"].values()))
-        except (OSError, ValueError, LookupError, AttributeError) as error:
+            shards = sorted(set(read_json(index)["weight_map"].values()))
+            outside = [shard for shard in shards if Path(shard).name != shard]
+        except (OSError, ValueError, LookupError, AttributeError, TypeError) as error:
             return [f"{index.name} cannot be read: {reason(error)}"]
+        if outside:
+            return [f"{index.name} points outside of its folder: {outside[0]}"]
         missing = [shard for shard in shards if not (folder / shard).is_file()]
         return [f"{len(missing)} of {len(shards)} shards missing: {missing[0]}"] if missing else []
     pickled = [path.name for path in (*folder.glob("*.bin"), *folder.glob("*.pt*"))]
@@ -181,7 +174,8 @@ def load_model(checkpoint: Checkpoint, dtype: Any) -> PreTrainedModel:
         UserError: specdec cannot run it, or its weights are missing or broken.
     """
     import torch
-    from safetensors import SafetensorError
+
+    from specdec.drafters.checkpoint_files import refuse_hollow
 
     folder = checkpoint.folder
     if found := problems(bare := skeleton(checkpoint)):
@@ -189,10 +183,14 @@ def load_model(checkpoint: Checkpoint, dtype: Any) -> PreTrainedModel:
     if found := weight_problems(folder):
         raise UserError(f"{folder}: {'; '.join(found)}")
     try:
+        refuse_hollow(str(folder), bare)
+    except (OSError, ValueError) as error:
+        raise UserError(reason(error)) from error
+    try:
         model, info = _auto_model(checkpoint.kind).from_pretrained(
             folder, dtype=dtype, use_safetensors=True, output_loading_info=True, **_LOCAL
         )
-    except (SafetensorError, *LOADING_ERRORS) as error:
+    except Exception as error:
         raise UserError(f"{folder}: its weights cannot be loaded: {reason(error)}") from error
     # transformers fills what is missing with random numbers and goes on.
     if missing := sorted(info["missing_keys"]):
@@ -216,7 +214,7 @@ def load_processor(checkpoint: Checkpoint) -> ProcessorMixin | PreTrainedTokeniz
     wanted = "processor" if checkpoint.kind == "image-text" else "tokenizer"
     try:
         processor = auto.from_pretrained(checkpoint.folder, **_LOCAL)
-    except LOADING_ERRORS as error:
+    except Exception as error:
         raise UserError(
             f"{checkpoint.folder}: its {wanted} cannot be loaded: {reason(error)}"
         ) from error
@@ -246,11 +244,12 @@ def stored_config(folder: Path) -> dict[str, Any]:
         raise UserError(f"{folder} {problem}; a checkpoint is a folder with a config.json")
     path = folder / "config.json"
     try:
-        stored = json.loads(path.read_text())
+        stored = read_json(path)
+        refuse_endless(path, stored)
     except FileNotFoundError as error:
         raise UserError(f"{folder} holds no config.json, so no transformers model") from error
-    except (OSError, ValueError) as error:
+    except OSError as error:
         raise UserError(f"{path} cannot be read: {reason(error)}") from error
-    if not isinstance(stored, dict):
-        raise UserError(f"{path} holds no JSON object")
+    except ValueError as error:
+        raise UserError(reason(error)) from error
     return stored

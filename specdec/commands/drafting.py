@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from specdec.commands.checkpoint import LOADING_ERRORS, stored_config
+from specdec.commands.checkpoint import stored_config
 from specdec.commands.errors import UserError, reason
 
 if TYPE_CHECKING:
@@ -24,8 +24,6 @@ def pick_drafter(name: str, model: PreTrainedModel) -> Drafter | None:
     Raises:
         UserError: there is none of that name, or it does not fit.
     """
-    from safetensors import SafetensorError
-
     from specdec.drafters import NgramDrafter, SelfPrunedDrafter, load_drafter
     from specdec.drafters.eagle_files import eagle_form
     from specdec.verifiers.spec import read_spec
@@ -44,7 +42,7 @@ def pick_drafter(name: str, model: PreTrainedModel) -> Drafter | None:
             if eagle_form(folder) is None:
                 stored_config(folder)
             drafter = load_drafter(folder, model)
-        except (SafetensorError, *LOADING_ERRORS) as error:
+        except (OSError, ValueError) as error:
             raise UserError(f"--drafter {name} cannot be loaded: {reason(error)}") from error
     try:
         drafter.check(read_spec(model))

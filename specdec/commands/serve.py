@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import ipaddress
+import logging
 import sys
+from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from specdec.commands.asking import Loaded, load
 from specdec.commands.errors import UserError, reason
 from specdec.commands.options import (
     AcceptanceOption,
     DrafterOption,
     ModelOption,
+    PixelsOption,
     Precision,
     PrecisionOption,
     TreeOption,
@@ -22,7 +26,10 @@ from specdec.commands.options import (
 )
 
 if TYPE_CHECKING:
+    from specdec.serving.images import ImageReader
     from specdec.serving.settings import Settings
+
+_OWN_NAMES = ("localhost", "127.0.0.1", "[::1]")
 
 
 def serve(
@@ -56,6 +63,14 @@ def serve(
         int | None, typer.Option(min=1, help="Longest prompt; default: the model's context.")
     ] = None,
     max_tokens: Annotated[int, typer.Option(min=1, help="Longest answer.")] = 4096,
+    image_host: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="A host that images are fetched from, such as images.example; may be given "
+            "several times. By default images come within requests only."
+        ),
+    ] = None,
+    max_pixels: PixelsOption = 50_000_000,
     max_images: Annotated[int, typer.Option(min=0, help="Images of a request.")] = 8,
     max_body_mib: Annotated[int, typer.Option(min=1, help="Largest request, in MiB.")] = 32,
     request_seconds: Annotated[
@@ -73,12 +88,18 @@ def serve(
 
     Listens on this machine only, unless told otherwise. SIGTERM lets running answers end.
     """
+    _check_installed()
+    from specdec.serving.images import ImageLimits, ImageReader
     from specdec.serving.settings import Settings
 
-    folder = Path(model).resolve().name if model != "demo" else model
+    keys = tuple(api_key or ())
+    if "" in keys:
+        raise UserError("--api-key: an empty key keeps nobody out")
+    if not keys and not _is_own(host):
+        _note(f"warning: {host} may be reached by others, and there is no --api-key")
     settings = Settings(
-        model=name or folder,
-        api_keys=tuple(api_key or ()),
+        model=name or (model if model == "demo" else Path(model).resolve().name),
+        api_keys=keys,
         max_body_bytes=max_body_mib << 20,
         max_images=max_images,
         max_prompt_tokens=max_prompt_tokens,
@@ -86,51 +107,61 @@ def serve(
         request_seconds=request_seconds,
         drain_seconds=drain_seconds,
         cors_origins=tuple(cors_origin or ()),
+        # A page of a stranger's may have its own name lead here; that name is in the Host header.
+        allowed_hosts=(*_OWN_NAMES, host) if not keys and _is_own(host) else ("*",),
     )
-    how = {
+    engine = {
         "tree": parse_tree(tree),
         "acceptance": check_acceptance(acceptance),
         "kv_cache_bytes": None if kv_cache_gib is None else int(kv_cache_gib * 2**30),
     }
     limits = {"max_batch": max_batch, "max_waiting": max_waiting}
-    _check_installed()
-    if not settings.api_keys and not _is_own(host):
-        _note(f"warning: {host} may be reached by others, and there is no --api-key")
-    _run(model, drafter, dtype, settings, how, limits, (host, port))
+    try:
+        images = ImageReader(
+            ImageLimits(max_pixels=max_pixels, allowed_hosts=frozenset(image_host or ()))
+        )
+    except ValueError as error:
+        raise UserError(str(error)) from error
+    loaded = load(model, drafter, dtype, with_images=False)
+    _run(loaded, settings, images, engine, limits, (host, port))
 
 
 def _run(
-    model: str,
-    drafter: str | None,
-    dtype: Precision,
+    loaded: Loaded,
     settings: Settings,
+    images: ImageReader,
     how: dict[str, Any],
     limits: dict[str, int],
     address: tuple[str, int],
 ) -> None:
+    """Serve until a signal."""
     from dataclasses import replace
 
     from specdec import AsyncEngine
-    from specdec.commands.asking import load
     from specdec.engine import Limits
     from specdec.serving.app import create_app
     from specdec.serving.lifecycle import Server
 
-    loaded = load(model, drafter, dtype, with_images=False)
     try:
         engine = AsyncEngine(loaded.model, loaded.drafter, limits=Limits(**limits), **how)
     except ValueError as error:
         raise UserError(f"{type(loaded.model).__name__}: {reason(error)}") from error
-    drafts = None if loaded.drafter is None else loaded.drafter.name
-    app = create_app(engine, loaded.processor, replace(settings, drafter=drafts))
-    Server(app, *address, on_start=lambda url: _note(f"{settings.model} at {url}/v1")).run()
+    settings = replace(settings, drafter=loaded.drafter.name if loaded.drafter else None)
+    app = create_app(engine, loaded.processor, settings, images=images)
+
+    def started(url: str) -> None:
+        _note(f"{settings.model} at {url}/v1; end it with Ctrl-C")
+
+    log = logging.getLogger("specdec.serving")
+    log.addHandler(logging.StreamHandler())
+    log.setLevel(logging.INFO)
+    Server(app, *address, on_start=started).run()
 
 
 def _check_installed() -> None:
     try:
-        import fastapi  # noqa: F401  # only whether it is there
-        import prometheus_client  # noqa: F401  # likewise
-        import uvicorn  # noqa: F401  # likewise
+        for package in ("fastapi", "httpcore", "prometheus_client", "uvicorn"):
+            import_module(package)
     except ImportError as error:
         raise UserError(
             f"{error.name} is not installed; a server needs it: pip install 'specdec-lvlm[serve]'"

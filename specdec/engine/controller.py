@@ -9,7 +9,7 @@ drafters and trees by what steps report only.
 from __future__ import annotations
 
 import threading
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
@@ -29,6 +29,7 @@ _HOPE = 1.0  # standard deviations that acceptance may be better than it looks
 _PATIENCE = 4  # steps between two choices, once acceptance is known
 _LOOK = 48  # steps: how often two are spent on trees a little shallower or deeper
 _PLAIN_EVERY = 128  # steps: where drafting pays, how often a plain one is timed
+_FEW = 0.25  # of those who draft: so many may be catching up in a step that is timed
 _TIMED = 8  # drafted steps after which their cost is known well enough for short probes
 
 
@@ -108,6 +109,8 @@ class Controller:
         lock: held while that is read or written.
     """
 
+    learns = True
+
     measured: Measured
     lock: threading.RLock
     _rows: dict[int, _Row] = field(default_factory=dict)
@@ -124,26 +127,40 @@ class Controller:
         """No shape is larger."""
         return self.measured.shapes[0]
 
-    def shapes(self, ids: Sequence[int]) -> list[Shape]:
-        """The shapes for the requests of the next step; of depth 0 where drafting does not pay."""
+    def shapes(self, ids: Sequence[int], *, timed: bool = True) -> list[Shape]:
+        """The shapes for the requests of the next step; of depth 0 where drafting does not pay.
+
+        Nothing is tried out in a step that is not ``timed``.
+        """
         with self.lock:
             if self._rows.keys() != set(ids):
-                self._rows = {i: self._rows.get(i) or _Row(self.measured.rates()) for i in ids}
-                self._age = _PATIENCE
-            self._plans = dict(zip(ids, self._next(ids), strict=True))
+                self._renew(ids)
+            self._plans = dict(zip(ids, self._next(ids, timed), strict=True))
             if self._kind == "plain":
                 return [self.measured.nothing] * len(ids)
             cost = self.measured.cost(len(ids))
             return [self.measured.shape(p, self._speed, cost) for p in self._plans.values()]
 
-    def observe(self, outcomes: Sequence[Outcome], seconds: float) -> None:
+    def _renew(self, ids: Sequence[int]) -> None:
+        """Requests have come or gone. Choosing for many takes time, so where some stay those who
+        come do as most of them do, until it is time to choose anyway.
+        """
+        stay = {i: row for i in ids if (row := self._rows.get(i)) is not None}
+        self._age += (not self.measured.drafts) if stay else _PATIENCE
+        usual = Counter(row.option for row in stay.values()).most_common(1)
+        for i in ids:
+            if i not in stay:
+                stay[i] = _Row(self.measured.rates(), usual[0][0] if usual else None)
+        self._rows = stay
+
+    def observe(self, outcomes: Sequence[Outcome], seconds: float | None) -> None:
         """Learn from a step."""
         with self.lock:
             self._learn(outcomes, seconds)
             for outcome in outcomes:
                 self._rows[outcome.id].warm = outcome.asked > 0
 
-    def _next(self, ids: Sequence[int]) -> list[Plan]:
+    def _next(self, ids: Sequence[int], timed: bool) -> list[Plan]:
         measured = self.measured
         nothing = [PLAIN] * len(ids)
         self._kind = "plain"
@@ -151,17 +168,20 @@ class Controller:
             return nothing
         if self._probe is not None and self._probe.id not in self._rows:
             self._end_probe(self._probe)
-        if self._probe is None and self._age >= (1 if measured.is_new else _PATIENCE):
+        quick = measured.is_new and len(ids) <= _PATIENCE  # choosing for more takes long
+        if self._probe is None and self._age >= (1 if quick else _PATIENCE):
             self._choose(ids)
         if measured.drafts:
-            if self._since_plain >= _PLAIN_EVERY:
+            if timed and self._since_plain >= _PLAIN_EVERY:
                 return nothing
             self._kind = "draft"
             plans = [(self._rows[i].option or NOTHING).plan for i in ids]
             turn, late = divmod(self._drafted, _LOOK)
-            if late < _LOOK - 2:
+            if late < _LOOK - 2 or not timed:
                 return plans
             return [measured.beside(plan, 1 if turn % 2 else -1) for plan in plans]
+        if not timed:
+            return nothing
         if self._probe is None and measured.ledger.probe_is_due:
             measured.rest()
             for row in self._rows.values():
@@ -201,14 +221,15 @@ class Controller:
             measured.ledger.stopped()
         measured.drafts = drafts
 
-    def _learn(self, outcomes: Sequence[Outcome], seconds: float) -> None:
+    def _learn(self, outcomes: Sequence[Outcome], seconds: float | None) -> None:
         measured, batch = self.measured, len(outcomes)
         measured.steps += 1
         drafted = [outcome for outcome in outcomes if outcome.asked]
         if not drafted:
-            measured.costs.see_plain(batch, seconds)
+            if seconds is not None:
+                measured.costs.see_plain(batch, seconds)
+                self._since_plain = 0
             measured.paused()
-            self._since_plain = 0
             if measured.drafts:  # its time may change what pays
                 self._age = _PATIENCE
             if self._probe is not None and self._kind == "probe":
@@ -218,15 +239,18 @@ class Controller:
         if measured.costs.plain(batch) is None:
             return  # others have left the batch, and it is of a size that is new
         nodes, levels = sum(o.nodes for o in drafted), max(o.levels for o in drafted)
-        warm = all(self._rows[o.id].warm for o in drafted)
-        extra = 0.0 if warm else measured.start
-        time = measured.costs.relative(batch, nodes, levels, seconds, extra)
         # A drafter that has paused has to catch up: that is not what a draft takes.
-        if warm:
-            measured.costs.see_drafted(batch, nodes, levels, seconds)
-        else:
-            usual = measured.costs.of(batch).step(nodes, levels)
-            measured.began(time - usual, pays=self._kind == "draft")
+        cold = sum(not self._rows[o.id].warm for o in drafted)
+        extra = cold * measured.start
+        usual = measured.costs.of(batch).step(nodes, levels)
+        time = usual + extra
+        if seconds is not None:
+            time = measured.costs.relative(batch, nodes, levels, seconds, extra)
+            if cold > _FEW * len(drafted):
+                measured.began(cold, time - usual, pays=self._kind == "draft")
+            else:
+                warm = max(1.0 - extra / time, 0.5)
+                measured.costs.see_drafted(batch, nodes, levels, warm * seconds)
         for outcome in drafted:
             asked = min(outcome.asked, outcome.accepted) if outcome.ended else outcome.asked
             self._rows[outcome.id].rates.see(outcome.accepted, asked)

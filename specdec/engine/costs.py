@@ -10,7 +10,9 @@ returns before its work is done, and only the step waits for it. Knows nothing o
 
 from __future__ import annotations
 
+import math
 from collections import deque
+from statistics import median_low
 from typing import NamedTuple
 
 import numpy as np
@@ -23,9 +25,10 @@ _SURE = 8.0  # drafted steps after which a time may be found odd
 _ODD = 1.5  # × or ÷ the expected: is that odd? Some are,
 _CHANGED = 3  # but not so many one after the other, unless the machine is another by now
 _DOUBTED = 2.0  # drafted steps that those before such a change are worth after it
-# Before anything is measured, and how sure that is: standard deviations of 0.3, 0.05 and 0.3 where
-# a measurement has 0.1.
+# Before anything is measured, for a single request, and how sure that is: standard deviations of
+# 0.3, 0.05 and 0.3 where a measurement has 0.1.
 _GUESS = (0.1, 0.03, 0.1)
+_ROOMY = 4  # requests a step takes on in about the time of one; beyond, a node's share is less
 _CERTAIN = np.diag([1 / 9, 4.0, 1 / 9])
 
 
@@ -45,7 +48,7 @@ class _Bucket:
     """Batches of about one size."""
 
     def __init__(self) -> None:
-        self.plain: deque[float] = deque(maxlen=_RECENT)
+        self.plain: deque[tuple[int, float]] = deque(maxlen=_RECENT)  # requests, and seconds
         # Decayed sums of x xᵀ and x y. What was known of other batch sizes before stays as the
         # ridge of the regression, so that what is not varied for long returns to it instead of
         # drifting.
@@ -55,6 +58,12 @@ class _Bucket:
         self.cost: Cost | None = None
         # Drafted steps in a row that nobody expected, with their seconds.
         self.odd: list[tuple[int, int, float]] = []
+
+    @property
+    def middle(self) -> tuple[int, float]:
+        """A usual number of requests, and seconds of a plain step of so many."""
+        batches, seconds = zip(*self.plain, strict=True)
+        return median_low(batches), median_low(seconds)
 
     @property
     def weight(self) -> float:
@@ -89,16 +98,27 @@ class Costs:
     def plain(self, batch: int) -> float | None:
         """Seconds of a plain step, the lower median of the last; ``None`` before the first."""
         times = self._bucket(batch).plain
-        return sorted(times)[(len(times) - 1) // 2] if times else None
+        if not times:
+            return None
+        power = 0.0 if all(b == batch for b, _ in times) else self._power(batch)
+        scaled: float = median_low([seconds * (batch / b) ** power for b, seconds in times])
+        return scaled
 
     def of(self, batch: int) -> Cost:
-        """What drafting costs; of the nearest batch size that was measured, if this one was not."""
+        """What drafting costs; of the nearest batch size that was measured, if this one was not:
+        as many seconds, which are less beside a longer step.
+        """
         bucket = self._bucket(batch)
         if not bucket.weight:
             index = _index(batch)
             measured = [i for i, other in self._buckets.items() if other.weight]
             near = min(measured, key=lambda i: abs(i - index), default=None)
-            return Cost(*_GUESS) if near is None else self.of(1 << near)
+            if near is None:
+                fixed, node, level = _GUESS
+                return Cost(fixed, node / max(1.0, batch / _ROOMY), level)
+            there, here = self.plain(1 << near), self.plain(batch)
+            scale = there / here if there and here else 1.0
+            return Cost(*(scale * part for part in self.of(1 << near)))
         if bucket.cost is None:
             left = _CERTAIN + bucket.squares
             bucket.cost = Cost(
@@ -106,12 +126,22 @@ class Costs:
             )
         return bucket.cost
 
+    def _power(self, batch: int) -> float:
+        """p where a plain step takes about bᵖ for b requests, by the sizes around this one."""
+        index = _index(batch)
+        known = [i for i, other in self._buckets.items() if other.plain and i != index]
+        near = min(known, key=lambda i: (abs(i - index), i), default=None)
+        if near is None:
+            return 0.5
+        (other, there), (own, here) = self._buckets[near].middle, self._buckets[index].middle
+        return min(max(math.log(here / there) / math.log(own / other), 0.0), 1.0)
+
     def see_plain(self, batch: int, seconds: float) -> None:
         """Take in the time of a step that drafted nothing."""
         bucket = self._bucket(batch)
-        bucket.plain.append(seconds)
+        bucket.plain.append((batch, seconds))
         if bucket.odd and len(bucket.plain) == _KNOWN:
-            plain = min(bucket.plain)
+            plain = min(seconds for _, seconds in bucket.plain)
             for nodes, levels, took in bucket.odd:
                 bucket.learn(nodes, levels, took / plain)
             bucket.odd.clear()

@@ -11,6 +11,7 @@ from specdec.interfaces import Drafter
 from specdec.stats import AcceptanceStats
 from specdec.tree import DraftTree, root_only
 
+_UNTIMED = 7  # steps in a row that may run pieces of prompts, where their times are of interest
 _LOG = logging.getLogger("specdec")
 
 
@@ -31,14 +32,26 @@ class Drafting:
         self._drafter = drafter
         self._stats = stats
         self._isolates = isolates
+        self._untimed = 0  # steps since one without pieces of prompts
 
-    def trees(self, running: Sequence[Request], most: int) -> list[DraftTree]:
-        """A tree for each request, with ``most`` nodes in all where they draft anything."""
+    def timed(self, running: bool, prefilling: bool) -> bool:
+        """Whether the next step is to be one whose time says what trees cost: without pieces of
+        prompts, which now and then wait for one step where somebody wants to know.
+        """
+        wanted = running and self.planner.learns and self._untimed >= _UNTIMED
+        timed = wanted or not prefilling
+        self._untimed = 0 if timed else self._untimed + 1
+        return timed
+
+    def trees(self, running: Sequence[Request], most: int, *, timed: bool) -> list[DraftTree]:
+        """A tree for each request, with ``most`` nodes in all where they draft anything;
+        ``timed``: the planner will be told how long the step took.
+        """
         plain = [root_only(request.view.tokens[-1]) for request in running]
         if self._drafter is None or not running:
             return plain
         largest = len(self.planner.largest)
-        shapes = self.planner.shapes([request.view.id for request in running])
+        shapes = self.planner.shapes([request.view.id for request in running], timed=timed)
         nodes = max(0, most // len(running) - 1)
         for request, shape in zip(running, shapes, strict=True):
             # A tree of depth d yields up to d + 1 tokens.

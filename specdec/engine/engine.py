@@ -20,9 +20,9 @@ from specdec.engine.controller import Adaptive, planner_for
 from specdec.engine.drafting import Drafting
 from specdec.engine.estimates import estimates
 from specdec.engine.intake import Intake, Start
-from specdec.engine.limits import UNLIMITED, Limits
+from specdec.engine.limits import UNLIMITED, Limits, who_gives_way
 from specdec.engine.planner import outcome_of
-from specdec.engine.request import Decoding, Emission, FinishReason, Request
+from specdec.engine.request import Decoding, Emission, FinishReason, Request, rows_of
 from specdec.engine.target import Target
 from specdec.interfaces import Drafter, Piece, Prompt, Verified, Verifier, reads_of
 from specdec.stats import AcceptanceStats
@@ -103,19 +103,7 @@ class Engine:
         self, prompt: Prompt, each: Sequence[Decoding], priority: int = 0
     ) -> list[Request]:
         """The first half of :meth:`submit`, which any thread may do."""
-        length = prompt.input_ids.shape[1]
-        if length >= each[0].max_length:
-            raise ValueError(
-                f"the prompt has {length} tokens, max_length={each[0].max_length} leaves no room "
-                "for an answer; raise max_length or pass max_new_tokens"
-            )
-        requests = [
-            Request.from_row(next(self._ids), prompt, row, decoding, priority)
-            for row, decoding in enumerate(each)
-        ]
-        if each[0].together is not None:
-            each[0].together.rows = requests
-        return requests
+        return rows_of(prompt, each, self._ids, priority)
 
     def enqueue(self, requests: list[Request]) -> None:
         """The second half: rows of one prompt, in order."""
@@ -176,16 +164,17 @@ class Engine:
         starts = self._admit()
         if starts is not None:
             return _emissions(self._start(starts))
+        timed = self._drafting.timed(bool(self._running), bool(self._intake.prefilling))
         began = time.perf_counter()
         with self.timed("draft"):
             share = 0.75 if self._intake.prefilling else 1.0  # leave prompts a part of the step
-            trees = self._drafting.trees(self._running, int(share * self.limits.max_step_tokens))
-        nodes = sum(map(len, trees))
-        pieces = self._intake.pieces(self.limits.max_step_tokens - nodes)
-        tokens = sum(piece.most for _, piece in pieces)
+            most = int(share * self.limits.max_step_tokens)
+            trees = self._drafting.trees(self._running, most, timed=timed)
+        left = self.limits.max_step_tokens - sum(map(len, trees))
+        pieces = [] if timed else self._intake.pieces(left)
         targets, begun = self._advance(list(zip(self._running, trees, strict=True)), pieces)
-        seconds = self._intake.clock.apart(tokens, time.perf_counter() - began, alone=not targets)
         if targets:
+            seconds = time.perf_counter() - began if timed else None
             self._drafting.planner.observe([outcome_of(target) for target in targets], seconds)
         return _emissions([*targets, *self._start(begun)])
 
@@ -288,12 +277,9 @@ class Engine:
                 verified = self.verifier.verify(handles, trees, [piece for _, piece in pieces])
                 break
             except OutOfPages:
-                there = [*self._running, *self._intake.prefilling]
-                oldest = min(there, key=lambda request: request.view.id)
-                others = [r for r in there if r is not oldest and r.decoding.together is None]
-                if not others:
+                victim = who_gives_way([*self._running, *self._intake.prefilling])
+                if victim is None:
                     raise
-                victim = max(others, key=lambda request: (-request.priority, request.view.id))
                 self._preempt(victim)
                 drafted[:] = [each for each in drafted if each[0] is not victim]
                 pieces[:] = [each for each in pieces if each[0] is not victim]

@@ -25,26 +25,6 @@ class Start(NamedTuple):
     logits: Tensor
 
 
-class PieceClock:
-    """What pieces of prompts take, so that steps that run some beside trees can be told apart."""
-
-    def __init__(self) -> None:
-        self._token = 0.0  # seconds
-
-    def apart(self, tokens: int, seconds: float, *, alone: bool) -> float:
-        """The seconds of a step without what its pieces took, as far as that is known.
-
-        Args:
-            tokens: of its pieces.
-            seconds: of the step.
-            alone: it had nothing but pieces.
-        """
-        if alone and tokens:
-            weight = 0.2 if self._token else 1.0
-            self._token += weight * (seconds / tokens - self._token)
-        return max(seconds - self._token * tokens, seconds / 4)
-
-
 class Intake:
     """Who waits, and who is being let in.
 
@@ -60,7 +40,6 @@ class Intake:
         prefilling: those whose prompts are being run piece by piece.
         full: the pages do not suffice for those who wait, until somebody gives some back.
         entering: those who were let in last.
-        clock: times the pieces.
     """
 
     def __init__(
@@ -70,7 +49,6 @@ class Intake:
         self.prefilling: list[Request] = []
         self.full = False
         self.entering: list[Request] = []
-        self.clock = PieceClock()
         self._verifier = verifier
         self._reads = reads
         self._limits = limits

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields
 
 from specdec.engine.request import Request
@@ -82,6 +82,15 @@ class Waiting:
     def clear(self) -> None:
         """Nobody waits any more."""
         self._groups.clear()
+
+
+def who_gives_way(there: Sequence[Request]) -> Request | None:
+    """Whose keys are given up when pages run out: the least urgent and youngest's, but never the
+    oldest's; ``None`` if nobody may be parted from the others.
+    """
+    oldest = min(there, key=lambda request: request.view.id)
+    others = [r for r in there if r is not oldest and r.decoding.together is None]
+    return max(others, key=lambda r: (-r.priority, r.view.id), default=None)
 
 
 def _age(rows: list[Request]) -> int:

@@ -111,11 +111,12 @@ class Measured:
             for d in depths
             for index, shape in enumerate(self.shapes)
         }
+        self._leaving: dict[tuple[Plan, int], Shape] = {}
         self._sizes = {plan: Size(_most(shape), plan.depth) for plan, shape in self._cut.items()}
         self.nothing = self._cut[PLAIN] = largest.truncate(0)
         self._first = 0.0  # what first drafts took beyond others
         self._starts = 0  # how many those were
-        self.start = 0.0  # what such a step takes longer, in plain steps: a running mean
+        self.start = 0.0  # what one takes, in plain steps: a running mean
         self._drafts = 0.0  # how many steps drafted, because that pays
 
     @property
@@ -171,7 +172,10 @@ class Measured:
         least = speed * (cost.node + (cost.level if shape.is_chain else 0.0))
         if least < 0.01:
             return shape
-        return replace(shape, least=min(0.5, 2 ** (round(2 * math.log2(least)) / 2)))
+        key = plan, round(2 * math.log2(least))
+        if key not in self._leaving:
+            self._leaving[key] = replace(shape, least=min(0.5, 2 ** (key[1] / 2)))
+        return self._leaving[key]
 
     def saw(self, plan: Plan, asked: int, nodes: int, levels: int, accepted: int) -> None:
         """Take in a request's tree: ``asked`` levels, less where the answer ended earlier."""
@@ -198,13 +202,13 @@ class Measured:
         self.ledger.plain()
         self._first *= 0.995
 
-    def began(self, extra: float, pays: bool) -> None:
-        """Take in what a step took longer because requests drafted in it for the first time;
-        whether they did because that pays.
+    def began(self, cold: int, extra: float, pays: bool) -> None:
+        """Take in what a step took longer because ``cold`` requests drafted in it for the first
+        time; whether they did because that pays.
         """
         extra = max(0.0, extra)
         self._starts += 1
-        self.start += max(0.2, 1 / self._starts) * (extra - self.start)
+        self.start += max(0.2, 1 / self._starts) * (extra / cold - self.start)
         if pays:
             self._first += extra
 

@@ -54,11 +54,15 @@ class Planner(Protocol):
     def largest(self) -> Shape:
         """No shape is larger."""
 
-    def shapes(self, ids: Sequence[int]) -> list[Shape]:
-        """The shapes for the requests of the next step."""
+    @property
+    def learns(self) -> bool:
+        """Whether it wants to know how long steps take."""
 
-    def observe(self, outcomes: Sequence[Outcome], seconds: float) -> None:
-        """What became of that step, and how long it took."""
+    def shapes(self, ids: Sequence[int], *, timed: bool = True) -> list[Shape]:
+        """The shapes for the requests of the next step; ``timed``: its seconds will be told."""
+
+    def observe(self, outcomes: Sequence[Outcome], seconds: float | None) -> None:
+        """What became of that step, and how long it took; ``None`` if more was done in it."""
 
 
 class Fixed:
@@ -67,11 +71,13 @@ class Fixed:
     def __init__(self, shape: Shape) -> None:
         self.largest = shape
 
-    def shapes(self, ids: Sequence[int]) -> list[Shape]:
+    learns = False
+
+    def shapes(self, ids: Sequence[int], *, timed: bool = True) -> list[Shape]:
         """The shape, for every request."""
         return [self.largest] * len(ids)
 
-    def observe(self, outcomes: Sequence[Outcome], seconds: float) -> None:
+    def observe(self, outcomes: Sequence[Outcome], seconds: float | None) -> None:
         """Nothing follows from it."""
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple
 
@@ -219,3 +219,26 @@ class Request:
             self.finish_reason = "stop"
         elif self.length >= decoding.max_length:
             self.finish_reason = "length"
+
+
+def rows_of(
+    prompt: Prompt, each: Sequence[Decoding], ids: Iterator[int], priority: int
+) -> list[Request]:
+    """The requests of the rows of ``prompt``, to be decoded like this.
+
+    Raises:
+        ValueError: the prompt leaves no room for an answer.
+    """
+    length = prompt.input_ids.shape[1]
+    if length >= each[0].max_length:
+        raise ValueError(
+            f"the prompt has {length} tokens, max_length={each[0].max_length} leaves no room "
+            "for an answer; raise max_length or pass max_new_tokens"
+        )
+    requests = [
+        Request.from_row(next(ids), prompt, row, decoding, priority)
+        for row, decoding in enumerate(each)
+    ]
+    if each[0].together is not None:
+        each[0].together.rows = requests
+    return requests

@@ -1,8 +1,9 @@
 """Attention over paged keys and values, and copies within them. Knows tensors only."""
 
 from specdec.kernels.batch import Beside, TreeBatch, TreeRequest
+from specdec.kernels.dense import attention_weights, dense_attention
 from specdec.kernels.dispatch import Backend, backend, forced
-from specdec.kernels.reference import Attended, attention_weights, dense_attention
+from specdec.kernels.reference import Attended
 
 __all__ = [
     "Attended",

@@ -24,6 +24,7 @@ import torch
 from torch import Tensor
 
 from specdec.kernels.packed import PackedBatch, pack
+from specdec.kernels.padded import Padded, PaddedGroup, pad
 from specdec.kernels.prefix import PrefixGroup, prefix_groups
 
 
@@ -113,6 +114,8 @@ class TreeBatch:
     _firsts: list[Tensor] = field(default_factory=list)  # alive, so that their ids stay theirs
     _slots: dict[torch.device, Tensor] = field(default_factory=dict)
     _packed: dict[tuple[torch.device, int], PackedBatch] = field(default_factory=dict)
+    _padded: dict[torch.device, Padded] = field(default_factory=dict)
+    _grouped: dict[tuple[int, int, int], Tensor] = field(default_factory=dict)  # masks
 
     def __post_init__(self) -> None:
         for request in self.requests:
@@ -180,19 +183,30 @@ class TreeBatch:
             )
         return self._packed[device, tile_rows]
 
+    def padded(self, device: torch.device) -> Padded:
+        """The batch as the reference reads it; see :func:`specdec.kernels.padded.pad`."""
+        if device not in self._padded:
+            self._padded[device] = pad(self.requests, self.starts, self.page_size, device)
+        return self._padded[device]
+
+    def padded_mask(self, mask: Tensor, group: PaddedGroup, heads: int) -> Tensor:
+        """Of a mask that :meth:`mask` gave what a group sees; see :meth:`PaddedGroup.mask`."""
+        name = (id(mask), id(group), heads)
+        if name not in self._grouped:
+            self._grouped[name] = group.mask(mask, heads)
+        return self._grouped[name]
+
+    def target(self, device: torch.device) -> slice | Tensor:
+        """As :meth:`slots`; a slice where they follow one another."""
+        return self.slots(device) if self._run is None else self._run
+
     @cached_property
-    def targets(self) -> list[slice | Tensor]:
-        """Per request the pool rows of its queries' own keys; a slice where they are contiguous."""
-        targets: list[slice | Tensor] = []
-        for request in self.requests:
-            start, stop = request.length - request.nodes, request.length
-            if request.contiguous:
-                base = request.slot(0, self.page_size)
-                targets.append(slice(base + start, base + stop))
-            else:
-                rows = [request.slot(place, self.page_size) for place in range(start, stop)]
-                targets.append(torch.tensor(rows, dtype=torch.long))
-        return targets
+    def _run(self) -> slice | None:
+        if len(self.requests) > 1 or not self.requests[0].contiguous:
+            return None
+        request = self.requests[0]
+        stop = request.slot(0, self.page_size) + request.length
+        return slice(stop - request.nodes, stop)
 
     def mask(self, first: Tensor | None, dtype: torch.dtype, device: torch.device) -> Tensor | None:
         """What each row sees of its own request's keys, additive ``(N, L)`` with L the longest: 0,
@@ -207,20 +221,19 @@ class TreeBatch:
         return self._masks[name]
 
     def _mask(self, first: Tensor | None, dtype: torch.dtype) -> Tensor | None:
-        if first is None and self.nodes == 1 and self.requests[0].visible is None:
+        live = [request for request in self.requests if request.nodes > 0]
+        if first is None and self.nodes == 1 and live[0].visible is None:
             return None
         longest = max(request.length for request in self.requests)
-        mask = torch.full((self.nodes, longest), -math.inf, dtype=dtype)
+        behind = [r.length - r.nodes + node for r in live for node in range(1, r.nodes + 1)]
+        hidden = torch.arange(longest) >= torch.tensor(behind)[:, None]
         for request, start in zip(self.requests, self.starts, strict=False):
-            rows = mask[start : start + request.nodes]
-            if request.visible is None:
-                rows[:, : request.length].triu_(request.length - request.nodes + 1)
-                continue
-            rows[:, : request.committed] = 0
-            rows[:, request.committed : request.length].masked_fill_(request.visible, 0)
+            if request.visible is not None:
+                rows = hidden[start : start + request.nodes]
+                rows[:, request.committed : request.length] = ~request.visible
         if first is not None:
-            mask.masked_fill_(self._positions(longest) < first.reshape(-1, 1).cpu(), -math.inf)
-        return mask
+            hidden |= self._positions(longest) < first.reshape(-1, 1).cpu()
+        return torch.zeros(hidden.shape, dtype=dtype).masked_fill_(hidden, -math.inf)
 
     def _positions(self, longest: int) -> Tensor:
         """Logical positions ``(N, longest)`` of each row's own request's keys."""

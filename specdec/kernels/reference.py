@@ -6,7 +6,6 @@ another they are read as a view.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -15,6 +14,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from specdec.kernels.batch import Beside, Segment, TreeBatch
+from specdec.kernels.dense import attention_weights, dense_attention, weighted
+from specdec.kernels.padded import PaddedGroup
 
 
 class Attended(NamedTuple):
@@ -24,85 +25,6 @@ class Attended(NamedTuple):
 
     out: Tensor
     visual_mass: Tensor | None
-
-
-def dense_attention(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    mask: Tensor | None,
-    *,
-    scale: float,
-    softcap: float | None = None,
-    sinks: Tensor | None = None,
-) -> Tensor:
-    """Softmax attention with grouped query heads.
-
-    out = softmax(softcap · tanh(q·kᵀ·scale / softcap) + mask) · v, with the optional ``sinks`` as
-    one more logit per query head whose value is zero.
-
-    Args:
-        query: ``(B, Hq, T, D)``.
-        key: ``(B, Hkv, L, D)``, Hkv divides Hq.
-        value: ``(B, Hkv, L, Dv)``.
-        mask: additive and in the dtype of query, or bool (True attends); broadcasts to ``(B, 1, T,
-            L)``.
-        scale: factor on q·kᵀ.
-        softcap: bound on the logits, before the mask.
-        sinks: ``(Hq,)``.
-
-    Returns:
-        ``(B, Hq, T, Dv)`` in the dtype of query.
-    """
-    batch, heads, rows, size = query.shape
-    kv_heads, groups = key.shape[1], heads // key.shape[1]
-    if softcap is None and sinks is None:
-        if rows > 1 or mask is not None or batch > 1:
-            return F.scaled_dot_product_attention(
-                query, key, value, attn_mask=mask, scale=scale, enable_gqa=groups > 1
-            )
-        # One query that sees everything: its grouped heads are rows of one product.
-        grouped = query.reshape(batch, kv_heads, groups, size)
-        out = F.scaled_dot_product_attention(grouped, key, value, scale=scale)
-        return out.reshape(batch, heads, rows, -1)
-    weights = attention_weights(query, key, mask, scale, softcap, sinks)
-    return _weighted(weights, value)
-
-
-def attention_weights(
-    query: Tensor,
-    key: Tensor,
-    mask: Tensor | None,
-    scale: float,
-    softcap: float | None,
-    sinks: Tensor | None,
-) -> Tensor:
-    """Softmax weights of the keys, float32 ``(B, Hkv, Hq / Hkv, T, L)``; arguments as in
-    :func:`dense_attention`.
-    """
-    batch, heads, rows, size = query.shape
-    kv_heads, groups = key.shape[1], heads // key.shape[1]
-    # Grouped heads are rows of one product, so that keys are never repeated.
-    grouped = query.reshape(batch, kv_heads, groups * rows, size)
-    logits = (grouped @ key.transpose(-1, -2)) * scale
-    logits = logits.unflatten(2, (groups, rows))
-    if softcap is not None:
-        logits = softcap * torch.tanh(logits / softcap)
-    if mask is not None:
-        mask = mask.unsqueeze(2)
-        logits = logits.masked_fill(~mask, -math.inf) if mask.dtype == torch.bool else logits + mask
-    if sinks is not None:
-        sink = sinks.view(1, kv_heads, groups, 1, 1).expand(batch, -1, -1, rows, 1)
-        logits = torch.cat([logits, sink.to(logits.dtype)], dim=-1)
-    weights: Tensor = logits.softmax(dim=-1, dtype=torch.float32)
-    return weights[..., : key.shape[2]]
-
-
-def _weighted(weights: Tensor, value: Tensor) -> Tensor:
-    """``(B, Hq, T, Dv)`` from weights ``(B, Hkv, G, T, L)`` and values ``(B, Hkv, L, Dv)``."""
-    out: Tensor = weights.flatten(2, 3).to(value.dtype) @ value
-    headed: Tensor = out.unflatten(2, weights.shape[2:4])
-    return headed.flatten(1, 2)
 
 
 def tree_attention(
@@ -139,15 +61,72 @@ def tree_attention(
     if len(batch.segments) == 1:  # worth its own lines: it runs once a layer
         own = None if mask is None else mask[None, None]
         return _attend(query, keys, values, batch, batch.segments[0], own, *options)
-    parts = []
-    for segment in batch.segments:
-        rows = slice(segment.start, segment.stop)
-        if segment.start < segment.stop:
+    padded = batch.padded(query.device)
+    outs, masses = list[Tensor](), list[Tensor]()
+    for group in padded.groups:
+        if len(group.members) > 1:
+            part = _attend_padded(query, keys, values, batch, group, mask, *options)
+        else:
+            segment = batch.segments[group.members[0]]
+            rows = slice(segment.start, segment.stop)
             own = None if mask is None else mask[None, None, rows, : segment.length]
-            parts.append(_attend(query[:, :, rows], keys, values, batch, segment, own, *options))
-    out = torch.cat([part.out for part in parts], dim=2)
-    mass = [part.visual_mass for part in parts if part.visual_mass is not None]
-    return Attended(out, torch.cat(mass) if mass else None)
+            part = _attend(query[:, :, rows], keys, values, batch, segment, own, *options)
+        outs.append(part.out)
+        if part.visual_mass is not None:
+            masses.append(part.visual_mass)
+    out = outs[0] if len(outs) == 1 else torch.cat(outs, dim=2)
+    mass = torch.cat(masses) if masses else None
+    if padded.order is not None:
+        out = out.index_select(2, padded.order)
+        mass = None if mass is None else mass.index_select(0, padded.order)
+    return Attended(out, mass)
+
+
+def _attend_padded(
+    query: Tensor,
+    keys: Tensor,
+    values: Tensor,
+    batch: TreeBatch,
+    group: PaddedGroup,
+    mask: Tensor | None,
+    scale: float,
+    softcap: float | None,
+    sinks: Tensor | None,
+) -> Attended:
+    """The rows of a group at once, padding included: ``(1, Hq, B * T, Dv)``."""
+    assert mask is not None, "several requests see different keys"
+    requests, most = group.rows.shape
+    own = query[0].transpose(0, 1)
+    if not group.whole:
+        own = own.index_select(0, group.rows.flatten())
+    rows = own.unflatten(0, (requests, most)).transpose(1, 2)
+    key, value = (_at(pool, group.slots) for pool in (keys, values))
+    if batch.visual is None and softcap is None and sinks is None:
+        heads = keys.shape[1]
+        each = rows.reshape(requests, heads, -1, rows.shape[3])
+        seen = batch.padded_mask(mask, group, query.shape[1] // heads)
+        out = F.scaled_dot_product_attention(each, key, value, attn_mask=seen, scale=scale)
+        return Attended(_packed(out.reshape(requests, query.shape[1], most, -1)), None)
+    seen = batch.padded_mask(mask, group, 1)
+    if batch.visual is None:
+        out = dense_attention(rows, key, value, seen, scale=scale, softcap=softcap, sinks=sinks)
+        return Attended(_packed(out), None)
+    weights = attention_weights(rows, key, seen, scale, softcap, sinks)
+    flags = batch.visual[group.slots].float()[:, None, None, :, None]
+    mass = _packed((weights @ flags).flatten(1, 2))[0, :, :, 0].T
+    return Attended(_packed(weighted(weights, value)), mass)
+
+
+def _at(pool: Tensor, slots: Tensor) -> Tensor:
+    """The rows ``(B, H, L, D)`` of a pool ``(1, H, slots, D)`` in these slots ``(B, L)``."""
+    rows = pool[0].transpose(0, 1).index_select(0, slots.flatten())
+    shaped: Tensor = rows.unflatten(0, slots.shape)
+    return shaped.transpose(1, 2)
+
+
+def _packed(rows: Tensor) -> Tensor:
+    """``(B, H, T, D)`` as ``(1, H, B * T, D)``."""
+    return rows.transpose(1, 2).flatten(0, 1).transpose(0, 1)[None]
 
 
 def _attend(
@@ -175,7 +154,7 @@ def _attend(
         flags = paged[pages.to(paged.device)].flatten()[kept]
     weights = attention_weights(query, key, mask, scale, softcap, sinks)
     mass = (weights @ flags.float())[0].flatten(0, 1).T
-    return Attended(_weighted(weights, value), mass)
+    return Attended(weighted(weights, value), mass)
 
 
 def _joined(
@@ -237,14 +216,9 @@ def store(
     """Write the nodes' keys ``(1, Hkv, N, D)`` and values ``(1, Hkv, N, Dv)`` into one layer's
     pools, ``(1, Hkv, slots, D)`` and ``(1, Hkv, slots, Dv)``.
     """
-    targets = batch.targets
-    if len(targets) == 1:  # worth its own lines: it runs once a layer
-        keys[:, :, targets[0]] = new_keys
-        values[:, :, targets[0]] = new_values
-        return
-    for (start, stop, *_), target in zip(batch.segments, targets, strict=True):
-        keys[:, :, target] = new_keys[:, :, start:stop]
-        values[:, :, target] = new_values[:, :, start:stop]
+    target = batch.target(keys.device)
+    keys[:, :, target] = new_keys
+    values[:, :, target] = new_values
 
 
 def move(pools: Sequence[Tensor], source: Sequence[int], target: Sequence[int]) -> None:

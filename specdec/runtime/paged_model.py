@@ -18,6 +18,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from specdec.cache import PagedKV, SequenceKV
+from specdec.kernels import TreeBatch
 from specdec.runtime import hook
 from specdec.runtime.bypass import Bypass
 from specdec.runtime.dense import DenseForward
@@ -215,9 +216,12 @@ class PagedModel:
 
     def _remember(self, nodes: Iterable[tuple[SequenceKV, Tensor]]) -> None:
         """Keep the states of sequences' last nodes, as the keys of one more layer."""
-        for sequence, states in nodes if self.remembers else ():
-            slots = self.kv.slots(sequence, sequence.length - len(states), sequence.length)
-            self.kv.write(self._layers, slots, states[None, None], states[None, None, :, :0])
+        if self.remembers:
+            each = list(nodes)
+            requests = [self.kv.request(sequence, len(states)) for sequence, states in each]
+            states = torch.cat([states for _, states in each])[None, None]
+            target = TreeBatch(requests, self.kv.page_size).target(states.device)
+            self.kv.write(self._layers, target, states, states[..., :0])
 
     def commit(self, sequence: SequenceKV, nodes: Sequence[int]) -> None:
         """Keep these scratch nodes, a path from the first, and drop the others."""

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple
 
@@ -135,7 +135,7 @@ class Answers:
                 self.metrics.ended("cancelled")
                 answer.ended = time.monotonic()
 
-    async def deltas(self) -> AsyncIterator[Delta]:
+    async def deltas(self) -> AsyncGenerator[Delta, None]:
         """Everything that is new, in the order in which it arrives.
 
         Raises:
@@ -155,6 +155,7 @@ class Answers:
             for task in waiting:
                 task.cancel()
             self.cancel()
+            await asyncio.gather(*waiting, return_exceptions=True)
 
     async def _next(self, index: int) -> Delta:
         answer = self._answers[index]
@@ -218,9 +219,12 @@ class Answers:
         now = time.monotonic()
         firsts = [answer.first for answer in self._answers if answer.first is not None]
         first = min(firsts, default=now)
+        started = [a.stream.let_in for a in self._answers if a.stream.let_in is not None]
+        let_in = min(started, default=first)
         last = max((answer.ended or now for answer in self._answers), default=now)
         return {
             "speculative_decoding": {name: stats[name] for name in SPECULATION},
+            "queue_time_s": let_in - self.began,
             "time_to_first_token_s": first - self.began,
             "generation_time_s": last - first,
         }

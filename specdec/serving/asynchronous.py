@@ -7,8 +7,9 @@ from collections.abc import AsyncIterator, Callable
 from typing import Any
 
 from specdec.engine import Emission, Request
+from specdec.serving.status import EngineStats
 from specdec.serving.stream import Answer
-from specdec.serving.threaded import EngineStats, ThreadedEngine
+from specdec.serving.threaded import ThreadedEngine
 
 
 class AsyncStream(Answer):
@@ -88,7 +89,13 @@ class AsyncEngine:
         def submit() -> AsyncStream:
             return self.threaded.open(listener, **kwargs)
 
-        return await asyncio.to_thread(submit)
+        opening = asyncio.ensure_future(asyncio.to_thread(submit))
+        try:
+            return await asyncio.shield(opening)
+        except asyncio.CancelledError:
+            # The thread goes on, and nobody will read what it opens.
+            opening.add_done_callback(_cancel)
+            raise
 
     @property
     def stats(self) -> EngineStats:
@@ -108,3 +115,8 @@ class AsyncEngine:
 
     async def __aexit__(self, *exception: object) -> None:
         await self.close()
+
+
+def _cancel(opening: asyncio.Future[AsyncStream]) -> None:
+    if not opening.cancelled() and opening.exception() is None:
+        opening.result().cancel()

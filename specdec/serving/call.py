@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import time
 from abc import ABC, abstractmethod
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Iterator, Sequence
+from contextlib import aclosing
 from typing import Any, ClassVar
 from uuid import uuid4
 
@@ -21,6 +22,8 @@ from specdec.serving.text import Piece
 from specdec.serving.wording import origins
 
 # Any, below: JSON values.
+
+_READING_SECONDS = 60.0  # that a client has to read the last of a stream
 
 
 class Call(ABC):
@@ -72,11 +75,13 @@ class Call(ABC):
             ApiError: there is none.
             ClientGone: nobody waits for it.
         """
+        service = self.service
         try:
             answers = await unless_gone(request, self._submit())
             request.scope[USAGE] = answers.usage
             if self.body.stream:
-                return EventStream(self._events(answers), answers.cancel)
+                seconds = service.settings.request_seconds + _READING_SECONDS
+                return EventStream(self._events(answers), answers.cancel, seconds)
             try:
                 return JSONResponse(await unless_gone(request, self._whole(answers)))
             finally:
@@ -99,10 +104,11 @@ class Call(ABC):
     async def _whole(self, answers: Answers) -> dict[str, Any]:
         pieces: list[list[Piece]] = [[] for _ in range(self.count)]
         ends: dict[int, Delta] = {}
-        async for delta in answers.deltas():
-            pieces[delta.index] += delta.pieces
-            if delta.finish is not None:
-                ends[delta.index] = delta
+        async with aclosing(answers.deltas()) as deltas:
+            async for delta in deltas:
+                pieces[delta.index] += delta.pieces
+                if delta.finish is not None:
+                    ends[delta.index] = delta
         choices = [
             {"index": index, **self.choice(said, ends[index]), **self.details(said)}
             for index, said in enumerate(pieces)
@@ -118,20 +124,25 @@ class Call(ABC):
             for index in range(self.count):
                 for choice in self.opening():
                     yield self._event([{"index": index, **choice}])
-            async for delta in answers.deltas():
-                left -= delta.finish is not None
-                parts = [{"index": delta.index, **choice} for choice in self.deltas(delta)]
-                for number, choice in enumerate(parts, 1):
+            async with aclosing(answers.deltas()) as deltas:
+                async for delta in deltas:
+                    left -= delta.finish is not None
                     # The last one tells of the whole call; who asked for usage gets one more.
-                    if left == 0 and number == len(parts) and not with_usage:
-                        yield self._event([choice], metrics=answers.speculation())
-                    else:
-                        yield self._event([choice])
+                    ends = left == 0 and not with_usage
+                    for new in self._news(delta, answers if ends else None):
+                        yield new
             if with_usage:
                 yield self._event([], usage=answers.usage(), metrics=answers.speculation())
-        except (ValueError, RuntimeError) as error:
+        except Exception as error:  # it has begun: all that is left is to say so
             yield event(of_engine(error).body())
         yield DONE
+
+    def _news(self, delta: Delta, ending: Answers | None) -> Iterator[bytes]:
+        """Events that tell what is new; the last of them also what `ending` achieved."""
+        *others, last = [{"index": delta.index, **choice} for choice in self.deltas(delta)]
+        for choice in others:
+            yield self._event([choice])
+        yield self._event([last], **({"metrics": ending.speculation()} if ending else {}))
 
     def _event(self, choices: list[dict[str, Any]], **more: Any) -> bytes:
         return event({**self._head, "object": self.part, "choices": choices, **more})

@@ -14,7 +14,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, ProcessorMixi
 
 from specdec import prompts
 from specdec.serving.errors import refused
-from specdec.serving.images import ImageReader, ImageRefused
+from specdec.serving.images import ImageRefused
 from specdec.serving.schema import Message, Tool, ToolCall
 from specdec.serving.settings import Settings
 from specdec.verifiers.spec import read_spec
@@ -181,6 +181,3 @@ def _tool_call(place: str, call: ToolCall) -> Mapping[str, Any]:
         raise refused(f"{where}: not JSON", where) from error
     said = {"type": "function", "function": {"name": call.function.name, "arguments": arguments}}
     return said if call.id is None else said | {"id": call.id}
-
-
-__all__ = ["ImageReader", "Prompts", "Reader", "count_images"]

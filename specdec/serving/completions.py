@@ -48,16 +48,16 @@ class CompletionCall(Call):
 
     def choice(self, pieces: Sequence[Piece], end: Delta) -> dict[str, Any]:
         """As the base class has it."""
-        return self._told(pieces, end, 0)
+        return self._text(pieces, end, 0)
 
     def deltas(self, delta: Delta) -> list[dict[str, Any]]:
         """As the base class has it."""
         offset = self._said[delta.index]
-        told = self._told(delta.pieces, delta, offset) | self.details(delta.pieces)
+        told = self._text(delta.pieces, delta, offset) | self.details(delta.pieces)
         self._said[delta.index] += len(told["text"])
         return [told]
 
-    def _told(self, pieces: Sequence[Piece], end: Delta, offset: int) -> dict[str, Any]:
+    def _text(self, pieces: Sequence[Piece], end: Delta, offset: int) -> dict[str, Any]:
         logprobs = None
         if self._top is not None:
             logprobs = plain_logprobs(pieces, self.service.vocabulary, self._top, offset)

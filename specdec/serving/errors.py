@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
+import re
 import traceback
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -13,6 +14,7 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 
+from specdec.cache import OutOfPages
 from specdec.serving.stream import EngineClosed, QueueFull, RequestFailed
 
 logger = logging.getLogger("specdec.serving")
@@ -26,6 +28,8 @@ _TYPES = {
     429: "rate_limit_error",
     503: "service_unavailable_error",
 }
+# How pydantic names alternatives among the parts of a place.
+_ALTERNATIVE = re.compile(r"(constrained-)?str|int|list\[.*\]")
 _LONGEST = 600  # characters of a message, which may repeat what was sent
 
 
@@ -83,6 +87,12 @@ def of_engine(error: Exception) -> ApiError:
         return ApiError(429, str(error), code="queue_full", headers=wait)
     if isinstance(error, RequestFailed) and isinstance(error.__cause__, Exception):
         error = error.__cause__
+        if isinstance(error, OutOfPages):
+            return refused(
+                "the prompt and its answer need more memory for keys than this server has; ask "
+                "for less",
+                code="context_length_exceeded",
+            )
         if isinstance(error, ValueError):
             return internal(error)
     if isinstance(error, EngineClosed):
@@ -131,9 +141,9 @@ def install(app: FastAPI) -> None:
 
 
 def _invalid(errors: Sequence[Mapping[str, Any]]) -> ApiError:
-    """The first thing that does not fit the schema."""
-    first = errors[0]
-    place = [str(part) for part in first["loc"] if part != "body"]
+    """The first thing that does not fit the schema; of alternatives the one that came furthest."""
+    first = max(errors, key=lambda error: len(error["loc"]))
+    place = [str(part) for part in first["loc"][1:] if not _ALTERNATIVE.fullmatch(str(part))]
     if first["type"] == "json_invalid":
         return refused("the body is not JSON", code="invalid_json")
     param = ".".join(place) or None

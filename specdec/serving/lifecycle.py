@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import signal
 from collections.abc import Callable
 from socket import socket
 from types import FrameType
@@ -16,7 +15,7 @@ from specdec.serving.service import Service
 
 class Server(uvicorn.Server):
     """A server that ends in peace: the first signal stops new requests, and it exits when running
-    answers have ended, or after `drain_seconds`; the second one ends it at once.
+    answers have ended. After `drain_seconds`, or at a second signal, they are cut off.
 
     Args:
         app: of :func:`specdec.serving.app.create_app`.
@@ -35,7 +34,7 @@ class Server(uvicorn.Server):
         self._on_start = on_start
         self._service: Service = app.state.service
         self._loop: asyncio.AbstractEventLoop | None = None
-        self._draining: asyncio.Task[None] | None = None
+        self._ending: list[asyncio.Task[None]] = []
         super().__init__(
             uvicorn.Config(
                 app,
@@ -63,18 +62,24 @@ class Server(uvicorn.Server):
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """Take a signal. uvicorn's own would end the process by it; this one ends it in order."""
-        if self._loop is None or sig not in (signal.SIGINT, signal.SIGTERM):
+        if self._loop is None:
             super().handle_exit(sig, frame)
-            return
-        self._loop.call_soon_threadsafe(self.stop)
+        else:
+            self.stop()
 
     def stop(self) -> None:
-        """Drain and end; at once, if it was draining."""
-        if self._draining is not None:
-            self.should_exit = self.force_exit = True
-            return
-        self._draining = asyncio.ensure_future(self._drain())
+        """Drain and end; if it was draining, cut off what runs. May be called from any thread."""
+        assert self._loop is not None, "it has not started"
+        self._loop.call_soon_threadsafe(self._stop)
+
+    def _stop(self) -> None:
+        ending = self._end() if self._ending else self._drain()
+        self._ending.append(asyncio.ensure_future(ending))
 
     async def _drain(self) -> None:
-        await self._service.engine.drain(self._service.settings.drain_seconds)
+        if not await self._service.engine.drain(self._service.settings.drain_seconds):
+            await self._end()
         self.should_exit = True
+
+    async def _end(self) -> None:
+        await self._service.engine.close()

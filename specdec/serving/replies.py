@@ -108,6 +108,7 @@ class CallMetrics(_Reply):
     """What speculation achieved, and how long it took."""
 
     speculative_decoding: Speculative
+    queue_time_s: float
     time_to_first_token_s: float
     generation_time_s: float
 

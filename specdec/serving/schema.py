@@ -8,6 +8,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 Probability = Annotated[float, Field(gt=0, le=1, allow_inf_nan=False)]
 Penalty = Annotated[float, Field(ge=-2, le=2, allow_inf_nan=False)]
+Stop = Annotated[str, Field(max_length=1024)]
 Count = Annotated[int, Field(ge=1)]
 
 
@@ -109,7 +110,7 @@ class Common(BaseModel):
     presence_penalty: Penalty | None = None
     logit_bias: dict[str, Annotated[float, Field(ge=-100, le=100)]] | None = None
     max_tokens: Count | None = None
-    stop: str | Annotated[list[str], Field(max_length=16)] | None = None
+    stop: Stop | Annotated[list[Stop], Field(max_length=16)] | None = None
     user: str | None = None
     priority: Annotated[int, Field(ge=-10, le=0)] = 0
     specdec: Speculation | None = None

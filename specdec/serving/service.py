@@ -15,7 +15,7 @@ from specdec.serving.answers import Order
 from specdec.serving.asynchronous import AsyncEngine
 from specdec.serving.chat import Prompts
 from specdec.serving.decoding import check_extra, how, stops, wanted_tokens
-from specdec.serving.errors import ApiError, draining, refused
+from specdec.serving.errors import ApiError, refused
 from specdec.serving.metrics import Metrics
 from specdec.serving.schema import Common
 from specdec.serving.settings import Settings
@@ -63,9 +63,9 @@ class Service:
 
         Raises:
             ApiError: it can be.
+            QueueFull, EngineClosed: as :meth:`ThreadedEngine.check_open`.
         """
-        if self.engine.stats.draining:
-            raise draining()
+        self.engine.threaded.check_open()
         if body.model != self.settings.model:
             raise ApiError(
                 404,

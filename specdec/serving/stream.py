@@ -40,11 +40,13 @@ class Answer:
 
     Attributes:
         ended: nothing more is to come. Set by the engine's thread, after the last token.
+        let_in: when it was, by `time.monotonic`; ``None`` while it waits, or if it hardly ran.
     """
 
     def __init__(self, request: Request, cancel: Callable[[Request], None]) -> None:
         self.request = request
         self.ended = False
+        self.let_in: float | None = None
         self._cancel = cancel
 
     @property

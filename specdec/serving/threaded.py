@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 import time
 from collections import Counter, deque
@@ -14,57 +15,22 @@ from typing import Any, Protocol, TypeVar
 import torch
 from transformers import PreTrainedModel
 
-from specdec.arguments import check_arguments, decodings, prepare, runs_prompt
-from specdec.calls import check_gives, fresh_generator, rule_of, verifier_for
+from specdec.calls import check_gives, fresh_generator, one_request, rule_of, verifier_for
 from specdec.choice import DrafterLike, TreeLike, resolve_drafter, resolve_tree
-from specdec.engine import Decoding, Emission, Engine, Limits, Request
-from specdec.interfaces import Prompt
+from specdec.engine import Emission, Engine, Limits, Request
 from specdec.policies import Acceptance
-from specdec.serving.stream import EngineClosed, QueueFull, RequestFailed, Stream
+from specdec.serving.status import EngineStats
+from specdec.serving.stream import EngineClosed, QueueFull, Stream
 from specdec.stats import AcceptanceStats
 
-__all__ = ["EngineClosed", "EngineStats", "QueueFull", "RequestFailed", "Stream", "ThreadedEngine"]
-
 _SNAPSHOT = 0.05  # seconds: how old the statistics may be while steps go on
-
-
-@dataclass(frozen=True, slots=True)
-class EngineStats:
-    """How an engine that runs by itself is doing.
-
-    Attributes:
-        running: requests whose answers grow.
-        prefilling: requests whose prompts are being computed.
-        waiting: requests before that.
-        finished: requests that ended by themselves, so far.
-        cancelled: requests that were ended from outside or ran out of time, so far.
-        failed: requests that ended by an error, so far.
-        pages_taken: pages of keys that some request holds.
-        pages_limit: pages that there may be; ``None`` while that is not known.
-        kv_bytes: what keys and values take.
-        acceptance: what speculation achieved so far, preemptions and cached tokens included.
-        draining: no requests are taken any more.
-        error: what ended the engine's thread, if something did; then it is of no use any more.
-    """
-
-    running: int = 0
-    prefilling: int = 0
-    waiting: int = 0
-    finished: int = 0
-    cancelled: int = 0
-    failed: int = 0
-    pages_taken: int = 0
-    pages_limit: int | None = None
-    kv_bytes: int = 0
-    acceptance: AcceptanceStats = field(default_factory=AcceptanceStats)
-    draining: bool = False
-    error: BaseException | None = None
 
 
 class Listener(Protocol):
     """Whoever reads an answer."""
 
     ended: bool
+    let_in: float | None
 
     def deliver(self, emissions: list[Emission], ended: bool) -> None:
         """Take in new tokens, and whether these were the last."""
@@ -110,6 +76,7 @@ class ThreadedEngine:
         self._inbox: deque[Callable[[], None]] = deque()
         self._open: dict[int, _Open] = {}
         self._draining = self._closing = False
+        self._error: BaseException | None = None
         self._stats, self._told = EngineStats(), 0.0
         self._ended = Counter[str]()
         self._seconds = 1.0  # that a request takes, lately
@@ -155,19 +122,23 @@ class ThreadedEngine:
         **kwargs: Any,
     ) -> _Stream:
         """As :meth:`submit`, for a reader of another kind: ``listener(request, cancel)``."""
-        self._check_open()
-        prompt, decoding = self._prepare(
-            self.acceptance if acceptance is None else acceptance,
-            generator,
-            kwargs,
-            drafts,
-            top_logprobs,
-        )
+        self.check_open()
+        rule = rule_of(self.model, self.acceptance if acceptance is None else acceptance, kwargs)
+        check_gives(self.verifier, rule)
+        with self._preparing:
+            prompt, decoding = one_request(
+                self.model,
+                kwargs,
+                generator or fresh_generator(),
+                rule,
+                drafts=drafts,
+                top_logprobs=top_logprobs,
+            )
         (request,) = self._engine.requests(prompt, [decoding], priority)
         stream = listener(request, self._cancel)
         deadline = None if timeout is None else time.monotonic() + timeout
         with self._wake:
-            self._check_open()
+            self.check_open()
             self._open[request.view.id] = _Open(request, stream, deadline)
         self._prompts.put(request)
         return stream
@@ -204,48 +175,21 @@ class ThreadedEngine:
     def __exit__(self, *exception: object) -> None:
         self.close()
 
-    def _check_open(self) -> None:
+    def check_open(self) -> None:
+        """Whether a request would be taken now; costs nothing.
+
+        Raises:
+            QueueFull: too many wait.
+            EngineClosed: none are taken any more.
+        """
+        if self._error is not None:
+            raise EngineClosed("this engine's thread has ended by an error") from self._error
         if self._draining:
             raise EngineClosed("this engine takes no requests any more: it was drained or closed")
         waiting = len(self._open) - self.limits.max_batch
         if waiting >= self.limits.max_waiting:
             turns = len(self._open) / self.limits.max_batch
             raise QueueFull(waiting, min(max(1.0, turns * self._seconds), 60.0))
-
-    def _prepare(
-        self,
-        acceptance: Acceptance,
-        generator: torch.Generator | None,
-        kwargs: dict[str, Any],
-        drafts: bool,
-        top_logprobs: int | None,
-    ) -> tuple[Prompt, Decoding]:
-        """What a call asks for, in the engine's terms."""
-        model = self.model
-        check_arguments(model, kwargs)
-        rule = rule_of(model, acceptance, kwargs)
-        check_gives(self.verifier, rule)
-        with self._preparing:
-            prepared = prepare(model, kwargs)
-        if runs_prompt(prepared.model_kwargs, prepared.generation_config):
-            raise ValueError(
-                "an engine takes no past_key_values, inputs_embeds, prefill_chunk_size or hidden "
-                "states of one request; specdec.generate does"
-            )
-        if len(prepared.input_ids) != 1:
-            raise ValueError(
-                f"{len(prepared.input_ids)} prompts in one call; submit them one by one, they run "
-                "together all the same"
-            )
-        prompt = Prompt(prepared.input_ids, prepared.padding, prepared.model_kwargs)
-        (decoding,) = decodings(
-            prepared,
-            generator or fresh_generator(),
-            rule,
-            drafts=drafts,
-            top_logprobs=top_logprobs,
-        )
-        return prompt, decoding
 
     def _cancel(self, request: Request) -> None:
         self._ask(lambda: self._engine.cancel(request))
@@ -270,16 +214,25 @@ class ThreadedEngine:
 
     def _run(self) -> None:
         """The engine's thread."""
-        while self._await_work():
-            emissions: list[Emission] = []
-            try:
-                if self._engine.has_work:
-                    emissions = self._engine.step()
-            except Exception as error:  # a bug of ours: who was there fails, who comes is served
-                self._engine.abort(error)
-            self._hand_out(emissions)
-        self._engine.abort(EngineClosed("the engine was closed"))
+        closed = EngineClosed("the engine was closed")
+        try:
+            while self._await_work():
+                began = time.monotonic()
+                self._hand_out(self._step(), began)
+        except BaseException as error:  # a bug in here: nobody can be served any more
+            logging.getLogger("specdec").exception("the engine's thread has ended")
+            self._error = closed.__cause__ = error
+            self._draining = self._closing = True
+        for there in list(self._open.values()):  # images that are still looked at, too
+            self._engine.cancel(there.request, "error", closed)
         self._hand_out([])
+
+    def _step(self) -> list[Emission]:
+        try:
+            return self._engine.step() if self._engine.has_work else []
+        except Exception as error:  # a bug of ours: who was there fails, who comes is served
+            self._engine.abort(error)
+            return []
 
     def _await_work(self) -> bool:
         """Do what was asked for; whether to go on."""
@@ -299,12 +252,22 @@ class ThreadedEngine:
                 self._engine.cancel(each.request, "timeout")
         return True
 
-    def _hand_out(self, emissions: list[Emission]) -> None:
-        """Give everybody what is theirs, and see who has ended."""
+    def _hand_out(self, emissions: list[Emission], began: float = 0.0) -> None:
+        """Give everybody what is theirs, and see who was let in and who has ended.
+
+        Args:
+            emissions: of a step.
+            began: when it did.
+        """
         each: dict[int, list[Emission]] = {}
         for emission in emissions:
             each.setdefault(emission.request_id, []).append(emission)
-        ended = [i for i, there in self._open.items() if there.request.finished]
+        # A copy: other threads add to it.
+        there_are = list(self._open.items())
+        for _, there in there_are:
+            if there.listener.let_in is None and there.request.handle is not None:
+                there.listener.let_in = began
+        ended = [i for i, there in there_are if there.request.finished]
         for index, new in each.items():
             if index in self._open and index not in ended:
                 self._open[index].listener.deliver(new, False)
@@ -345,6 +308,7 @@ class ThreadedEngine:
                 kv_bytes=verifier.bytes_taken,
                 acceptance=acceptance,
                 draining=self._draining,
+                error=self._error,
             )
 
 

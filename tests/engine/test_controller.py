@@ -294,11 +294,29 @@ def test_costs_are_those_of_whole_steps() -> None:
     for nodes, levels in [(1, 1), (8, 2), (4, 4), (16, 4), (2, 2)] * 40:
         costs.see_drafted(1, nodes, levels, 2.0 * (1.2 + 0.05 * nodes + 0.2 * levels))
     assert costs.of(1) == pytest.approx((0.2, 0.05, 0.2), rel=0.05)
-    assert costs.of(4) == costs.of(1)  # nothing was drafted by four yet
+    # Nothing was drafted by four yet: as many seconds, of a step that is longer.
+    assert costs.of(4) == pytest.approx([part * 2 / 3 for part in costs.of(1)])
     assert costs.plain(4) == 3.0
     before = costs.of(1).step(4, 4)
     costs.see_drafted(1, 4, 4, 2000.0)
     assert costs.of(1).step(4, 4) == pytest.approx(before, rel=0.1)
+
+
+def test_batches_of_about_one_size_differ() -> None:
+    """A server's batch grows and shrinks at every step: times of 17 requests taken for those of 32
+    make drafting look cheap or dear by chance.
+    """
+    costs = Costs()
+    for batch in (17, 32, 20, 30, 8, 7):
+        costs.see_plain(batch, 0.1 * batch)
+    for batch in (18, 24, 32):
+        assert costs.plain(batch) == pytest.approx(0.1 * batch, rel=0.05)
+    other = Costs()
+    for batch in (17, 32, 20, 30, 8, 7):
+        other.see_plain(batch, 2.0)
+    assert other.plain(24) == pytest.approx(2.0)
+    # Beside a long step a node more is little.
+    assert Costs().of(32).node < Costs().of(1).node / 4
 
 
 def test_rates_are_conditional() -> None:

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from specdec.kernels import TreeBatch, TreeRequest, reference
-from specdec.kernels.reference import dense_attention
+from specdec.kernels.dense import dense_attention
 from support.kernel_cases import RAGGED, Case, Shape, make_case, oracle
 
 

@@ -1,9 +1,11 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import torch
 
 from specdec.training.answers import Teacher
 from support import families, processors
@@ -18,6 +20,15 @@ def small() -> Small:
 @pytest.fixture(scope="session")
 def teacher() -> Teacher:
     return Teacher(families.build("llava").model, processors.build(), max_new_tokens=8, top=4)
+
+
+@pytest.fixture
+def one_thread() -> Iterator[None]:
+    """As in the processes that tests start: sums are the same to the bit."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="session")
