@@ -6,7 +6,7 @@ fixed tree, and with one that adapts to the load, for each drafter; all of it in
 whatever drifts hits all alike. An engine lives through all rounds and loads, as a server's does,
 prompts included in its times; its prompts share nothing. The gate comes first and last: in fp32
 every answer of every round must be that of transformers' `generate`, up to ties of the verifier's
-own, or no speed is told.
+own, or no speed is told. What a step of a full batch costs is told by `specdec.eval.batches`.
 """
 
 from __future__ import annotations
