@@ -153,8 +153,7 @@ class Reference:
         return {"input_ids": ids, "attention_mask": torch.ones_like(ids), **rest}
 
     def _said(self, tokens: Sequence[int]) -> str:
-        text: str = self._tokenizer.decode(tokens, skip_special_tokens=True)
-        return text
+        return str(self._tokenizer.decode(list(tokens), skip_special_tokens=True))
 
 
 def prompts(count: int, seed: int = 0, folder: Path = demo.ASSETS) -> list[Spoken]:

@@ -203,7 +203,7 @@ def serve_load(
         references = [reference(model, processor, each.asked, longest, TIE) for each in asked]
         for each in references:
             _ = each.tokens  # now, not while the server is measured
-        given = {"clients": clients, "cancel": cancel, "longest": longest}
+        given: dict[str, Any] = {"clients": clients, "cancel": cancel, "longest": longest}
         record = measure(server, asked, references, seconds=seconds, **given)
     limits = {"distinct": distinct, "max_batch": max_batch, "max_waiting": max_waiting}
     result = {"machine": ran, **given, **limits, "drafter": drafter, "seed": seed, **record}
