@@ -79,7 +79,7 @@ def create_app(
     )
     app.state.service = service
     errors.install(app)
-    replies.describe(app)
+    replies.describe(app, settings.model)
     app.include_router(pages.router())
     if settings.cors_origins:
         app.add_middleware(

@@ -236,8 +236,10 @@ def completions(model: type[BaseModel]) -> dict[int | str, dict[str, Any]]:
     return {200: whole} | answers(*_REASONS)
 
 
-def describe(app: FastAPI) -> None:
-    """Let `app` describe itself as it is: invalid requests get 400 here, not FastAPI's 422."""
+def describe(app: FastAPI, model: str) -> None:
+    """Let `app` describe itself as it is: it has one model, and invalid requests get 400 here, not
+    FastAPI's 422.
+    """
 
     def openapi() -> dict[str, Any]:
         if app.openapi_schema is None:
@@ -247,6 +249,9 @@ def describe(app: FastAPI) -> None:
                     operation["responses"].pop("422", None)
             for name in ("HTTPValidationError", "ValidationError"):
                 schema["components"]["schemas"].pop(name, None)
+            for name in ("ChatRequest", "CompletionRequest"):
+                fields = schema["components"]["schemas"][name]["properties"]
+                fields["model"]["enum"] = [model]
             app.openapi_schema = schema
         return app.openapi_schema
 

@@ -39,7 +39,7 @@ def test_a_signal_lets_answers_end(demo: Demo) -> None:
             assert server.stderr is not None
             line = next(line for line in server.stderr if "/v1" in line)
             url = line.partition(" at ")[2].partition("/v1")[0]
-            body = json.dumps(endless(demo, 250))
+            body = json.dumps(endless(demo, 120))
             curl = ["curl", "-sN", url + CHAT, "-H", "Content-Type: application/json", "-d", body]
             with subprocess.Popen(curl, stdout=subprocess.PIPE, text=True) as asking:
                 assert asking.stdout is not None
@@ -59,7 +59,7 @@ def test_a_signal_lets_answers_end(demo: Demo) -> None:
     *_, last, done = [line for line in rest.splitlines() if line]
     assert json.loads(last.removeprefix("data: "))["choices"][0]["finish_reason"] == "length"
     assert done == "data: [DONE]"
-    assert "completion=250" in log
+    assert "completion=120" in log
     assert "Ravioli" not in log
     assert "Traceback" not in log
 

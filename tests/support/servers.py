@@ -16,7 +16,7 @@ from specdec.serving.app import create_app
 from specdec.serving.lifecycle import Server
 from specdec.serving.settings import Settings
 
-PATIENCE = 120.0  # seconds: only a hanging test waits so long
+PATIENCE = 300.0  # seconds: only a hanging test waits so long
 
 
 class Running(NamedTuple):
