@@ -16,6 +16,7 @@ import httpx
 from prometheus_client.parser import text_string_to_metric_families
 
 _ADDRESS = re.compile(r"(http://\S+)/v1")
+_REQUEST = re.compile(r"[A-Z]+ /\S* \d{3} ")
 _KEPT = 50  # lines of its log
 
 
@@ -23,7 +24,7 @@ class ServerProcess:
     """``specdec serve`` with these options, on a free port; killed when the context is left.
 
     Attributes:
-        log: what it wrote last.
+        log: what it wrote last, lines about single requests left out.
         tracebacks: lines of it that stand in a traceback.
     """
 
@@ -110,6 +111,8 @@ class ServerProcess:
             if self._address is None and (found := _ADDRESS.search(line)):
                 self._address = found[1]
                 self._told.set()
+                continue
+            if _REQUEST.match(line):
                 continue
             self.tracebacks += line.lstrip().startswith(("Traceback", 'File "'))
             self.log = [*self.log, line.rstrip()][-_KEPT:]

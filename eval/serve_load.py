@@ -38,10 +38,11 @@ _LAST = 8  # answers that run when it is told to stop
 _HEADROOM = 16  # requests that may wait: fewer than come, so that some are refused
 
 
-def options(max_batch: int, max_waiting: int, drafter: str | None) -> list[str]:
-    """Of `specdec serve`. With a limit of the keys it says which share of them is taken."""
-    given = ["--dtype", "fp32", "--kv-cache-gib", "0.5", "--max-batch", str(max_batch)]
-    given += ["--max-waiting", str(max_waiting)]
+def options(limits: dict[str, Any], drafter: str | None) -> list[str]:
+    """Of `specdec serve`."""
+    given = ["--dtype", "fp32"]
+    for name, value in limits.items():
+        given += [f"--{name.replace('_', '-')}", str(value)]
     return given if drafter is None else [*given, "--drafter", drafter]
 
 
@@ -189,13 +190,17 @@ def serve_load(
     longest: Annotated[int, typer.Option(min=8, help="Tokens of the longest answer.")] = 128,
     max_batch: Annotated[int, typer.Option(min=1, help="Requests that run at once.")] = 32,
     max_waiting: Annotated[int, typer.Option(min=1, help="That may wait.")] = _HEADROOM,
+    kv_cache_gib: Annotated[
+        float, typer.Option(help="For keys; little, so that pages are used again and again.")
+    ] = 0.125,
     drafter: Annotated[str | None, typer.Option(help="As for specdec serve.")] = None,
     seed: Annotated[int, typer.Option(help="Of the prompts.")] = 0,
     out: Annotated[Path | None, typer.Option(help="JSON file to write.")] = None,
 ) -> None:
     """Load a server and see whether it keeps its promises."""
     ran = machine()
-    with ServerProcess(options(max_batch, max_waiting, drafter)) as server:
+    limits = {"max_batch": max_batch, "max_waiting": max_waiting, "kv_cache_gib": kv_cache_gib}
+    with ServerProcess(options(limits, drafter)) as server:
         # One thread: the server starts meanwhile.
         torch.set_num_threads(1)
         model, processor = suite.load_verifier(suite.MODEL, torch.float32)
@@ -205,8 +210,8 @@ def serve_load(
             _ = each.tokens  # now, not while the server is measured
         given: dict[str, Any] = {"clients": clients, "cancel": cancel, "longest": longest}
         record = measure(server, asked, references, seconds=seconds, **given)
-    limits = {"distinct": distinct, "max_batch": max_batch, "max_waiting": max_waiting}
-    result = {"machine": ran, **given, **limits, "drafter": drafter, "seed": seed, **record}
+    drawn = {"distinct": distinct, "seed": seed}
+    result = {"machine": ran, **given, **drawn, **limits, "drafter": drafter, **record}
     report(Console(), result)
     if out is not None:
         write(out, result)
