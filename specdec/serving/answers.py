@@ -212,7 +212,10 @@ class Answers:
 
     def speculation(self) -> dict[str, Any]:  # Any: JSON values
         """What speculation achieved and how long it took, as vLLM names it."""
-        stats = self.stats.to_dict()
+        merged = self.stats
+        stats, seen = merged.to_dict(), merged.acceptance_histogram
+        # What vLLM sends, and readers of it take, is a list: entry j counts steps with j accepted.
+        stats["acceptance_histogram"] = [seen.get(j, 0) for j in range(max(seen, default=0) + 1)]
         now = time.monotonic()
         firsts = [answer.first for answer in self._answers if answer.first is not None]
         first = min(firsts, default=now)

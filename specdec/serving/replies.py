@@ -91,11 +91,11 @@ class Usage(_Reply):
 
 
 class Speculative(_Reply):
-    """See :class:`specdec.stats.AcceptanceStats`."""
+    """See :class:`specdec.stats.AcceptanceStats`; the histogram is a list here, as vLLM's."""
 
     mean_acceptance_length: float
     draft_acceptance_rate: float
-    acceptance_histogram: dict[str, int]
+    acceptance_histogram: list[int]
     num_spec_steps: int
     num_draft_tokens: int
     num_accepted_draft_tokens: int
