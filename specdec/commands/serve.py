@@ -109,7 +109,8 @@ def serve(
 ) -> None:
     """Serve a checkpoint to OpenAI's clients, with text and images, streamed or not.
 
-    Listens on this machine only, unless told otherwise. SIGTERM lets running answers end.
+    Listens on this machine only, unless told otherwise. SIGTERM lets running answers end. Under
+    torchrun its processes share the model, and the first of them serves.
     """
     wanted = RayOptions(
         replicas, min_replicas, max_replicas, overflow_at, replica_cpus, replica_gpus, ray_address
@@ -154,7 +155,20 @@ def serve(
         run_on_ray(build, settings, limits, wanted, (host, port))
         return
     loaded = load(model, drafter, dtype, with_images=False)
+    if _is_follower():
+        from specdec.serving import follow
+
+        follow(loaded.model)
+        return
     _run(_app(loaded, settings, images, engine, limits), (host, port))
+
+
+def _is_follower() -> bool:
+    """Whether this is one of torchrun's processes, and not the one that serves."""
+    from torch import distributed
+
+    spread = distributed.is_available() and distributed.is_initialized()
+    return spread and distributed.get_rank() > 0
 
 
 def build_app(
