@@ -53,7 +53,7 @@ def fuzz(app: FastAPI, cases: int, seed: int = 0) -> Fuzzed:
     return found
 
 
-def _cases(app: FastAPI, count: int, seed: int) -> list[Case]:
+def _cases(app: FastAPI, count: int, seed: int) -> list[Case[Any]]:
     """About so many; of each operation its share."""
     from hypothesis import HealthCheck, Phase, given, settings
     from hypothesis import seed as seeded
@@ -61,8 +61,10 @@ def _cases(app: FastAPI, count: int, seed: int) -> list[Case]:
     from schemathesis import GenerationMode, openapi
 
     schema = openapi.from_dict(app.openapi())
-    operations = [each.ok() for each in schema.get_all_operations()]
-    found: list[Case] = []
+    # Any: what is right or wrong with an operation of a schema of our own.
+    every: Any = schema.get_all_operations()
+    operations = [each.ok() for each in every]
+    found: list[Case[Any]] = []
     for operation in operations:
         for mode in GenerationMode:
             share = max(4, int(count * _SHARES.get(operation.path, 0) / 2))
@@ -76,7 +78,7 @@ def _cases(app: FastAPI, count: int, seed: int) -> list[Case]:
                 suppress_health_check=list(HealthCheck),
             )
             @given(case=operation.as_strategy(generation_mode=mode))
-            def collect(case: Case) -> None:
+            def collect(case: Case[Any]) -> None:
                 found.append(case)
 
             # There is no wrong way to ask where nothing is to be said.
@@ -86,7 +88,7 @@ def _cases(app: FastAPI, count: int, seed: int) -> list[Case]:
     return found
 
 
-def _request(case: Case, dice: random.Random) -> dict[str, Any]:  # Any: arguments of a client
+def _request(case: Case[Any], dice: random.Random) -> dict[str, Any]:  # Any: arguments of a client
     """As httpx takes it. Mostly of the model that is there: others are refused at once."""
     sent = case.as_transport_kwargs(base_url="http://testserver")
     request = {name: sent[name] for name in ("method", "url", "params", "headers", "cookies")}

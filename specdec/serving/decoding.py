@@ -32,6 +32,8 @@ _NEUTRAL: Mapping[str, tuple[Any, ...]] = {
 }
 _ID = re.compile(r"[0-9]{1,9}")
 
+_COLDEST = 1e-4  # temperature; below it decoding is greedy
+
 
 class Bias(LogitsProcessor):
     """Adds to the logits of some tokens.
@@ -79,7 +81,8 @@ def how(body: Common, prompt: int, vocabulary: int) -> dict[str, Any]:
         ApiError: something is asked for that this server does not do.
     """
     chosen: dict[str, Any] = {"do_sample": False}
-    if body.temperature != 0:
+    # Dividing by less overflows; the most probable token is all that it leaves anyway.
+    if body.temperature is None or body.temperature >= _COLDEST:
         chosen = {
             "do_sample": True,
             "temperature": 1.0 if body.temperature is None else body.temperature,

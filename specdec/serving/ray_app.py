@@ -66,7 +66,10 @@ class Replica:
         build: makes the application, which has its :class:`Service` in ``state.service``.
     """
 
-    async def __init__(self, build: Callable[[], FastAPI]) -> None:
+    # Serve awaits a constructor that is a coroutine.
+    async def __init__(  # type: ignore[misc]
+        self, build: Callable[[], FastAPI]
+    ) -> None:
         self._name = serve.get_replica_context().replica_id.unique_id
         self._app = await asyncio.to_thread(build)
         self._service: Service = self._app.state.service
@@ -146,7 +149,7 @@ def application(
     replicas = _replicas(scale, settings).bind(_Build(build, inner))
     # Any: Serve's decorators lose the class.
     ingress: Any = serve.ingress()(Ingress)
-    return serve.deployment(
+    deployed: Any = serve.deployment(
         ingress,
         name="ingress",
         num_replicas=scale.ingresses,
@@ -154,7 +157,9 @@ def application(
         ray_actor_options={"num_cpus": 0},
         graceful_shutdown_timeout_s=settings.drain_seconds,
         health_check_period_s=2.0,
-    ).bind(replicas, settings)
+    )
+    bound: serve.Application = deployed.bind(replicas, settings)
+    return bound
 
 
 @dataclass(frozen=True, slots=True)
@@ -166,7 +171,8 @@ class _Build:
         return self.build(self.settings)
 
 
-def _replicas(scale: Scale, settings: Settings) -> serve.Deployment:
+# Any: Serve's decorator says it returns a decorator.
+def _replicas(scale: Scale, settings: Settings) -> Any:
     options: dict[str, Any] = {"num_replicas": scale.replicas}  # Any: Serve's options
     if scale.most is not None:
         options = {
@@ -178,7 +184,9 @@ def _replicas(scale: Scale, settings: Settings) -> serve.Deployment:
             )
         }
     if scale.affine:
-        options["request_router_config"] = RequestRouterConfig(
+        # Any: its fields' types are those after validation.
+        config: Any = RequestRouterConfig
+        options["request_router_config"] = config(
             request_router_class="specdec.serving.ray_router.AffinityRouter",
             request_router_kwargs={"busy": scale.busy},
         )
@@ -212,7 +220,7 @@ def deploy(app: serve.Application, host: str, port: int, address: str | None = N
 
     if not ray.is_initialized():
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-        own = {"include_dashboard": False} if address is None else {}
+        own: dict[str, Any] = {"include_dashboard": False} if address is None else {}
         ray.init(address=address or "local", log_to_driver=False, **own)
     location = "HeadOnly" if address is None else "EveryNode"
     serve.start(proxy_location=location, http_options={"host": host, "port": port})

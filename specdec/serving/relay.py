@@ -152,9 +152,9 @@ class _Relayed(StreamingResponse):
         for part in self._opened.held:
             yield part
         try:
-            async for part in self._opened.rest:
-                assert isinstance(part, bytes), "an answer has one beginning"
-                yield part
+            async for more in self._opened.rest:
+                assert isinstance(more, bytes), "an answer has one beginning"
+                yield more
         except Lost:
             if not self._is_stream():
                 raise  # the connection ends, which tells the client that something is missing
