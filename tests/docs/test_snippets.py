@@ -76,7 +76,7 @@ def test_the_readme_runs_and_its_ways_agree(reader: Path) -> None:
         if "out" in session and "policy" not in session:
             answers.append(session["out"].tolist())
     prompt = session["inputs"]["input_ids"].tolist()
-    answers.append([prompt[0] + session["request"].output])
+    answers.append([prompt[0] + session["request"].tokens])
     assert len(answers) > 3
     assert all(answer == answers[0] for answer in answers)
     assert isinstance(session["out"].stats, specdec.AcceptanceStats)
