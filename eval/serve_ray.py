@@ -36,7 +36,7 @@ from specdec.serving.app import create_app
 from specdec.serving.ray_app import NAME, Scale, application, deploy
 from specdec.serving.settings import Settings
 
-# Any, below: JSON values.
+# Any, below: JSON values, and what Ray gives.
 
 MODEL = "demo"
 _BATCH, _WAITING = 4, 64
@@ -67,12 +67,12 @@ def free_port() -> int:
 
 def replicas() -> dict[str, int]:
     """Process ids of the replicas that there are, by name."""
-    found = {}
+    found: dict[str, int] = {}
     for told in ray.util.list_named_actors(all_namespaces=True):
         if told["name"].startswith(f"SERVE_REPLICA::{NAME}#replica#"):
             try:
                 actor = ray.get_actor(told["name"], namespace=told["namespace"])
-                pid = actor.__ray_call__.remote(lambda _: os.getpid())
+                pid: Any = actor.__ray_call__.remote(lambda _: os.getpid())
                 found[told["name"].rpartition("#")[2]] = ray.get(pid, timeout=30)
             except (ray.exceptions.RayError, ValueError):
                 continue  # on its way out, or not there yet

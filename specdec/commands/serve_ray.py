@@ -6,7 +6,7 @@ import signal
 import sys
 import threading
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Annotated, NamedTuple
+from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
 import typer
 
@@ -158,7 +158,7 @@ def _gpus() -> float:
 def _until_told() -> None:
     """Wait for SIGINT or SIGTERM; a second one has its usual effect."""
     told = threading.Event()
-    before = {}
+    before: dict[signal.Signals, Any] = {}  # Any: what signal.signal returns
 
     def stop(*_: object) -> None:
         told.set()

@@ -37,7 +37,6 @@ CHAT = "/v1/chat/completions"
 def server() -> Iterator[str]:
     """Its address."""
     import ray
-    from ray import serve
 
     from specdec.eval import serve_ray
     from specdec.serving.settings import Settings
@@ -53,7 +52,6 @@ def server() -> Iterator[str]:
         serve_ray.start(port, settings=Settings(model="demo", api_keys=(KEY,)))
         yield f"http://127.0.0.1:{port}"
     finally:
-        serve.shutdown()
         ray.shutdown()
 
 
