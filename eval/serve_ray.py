@@ -3,7 +3,7 @@ specdec.eval.serve_ray`.
 
 Two replicas of the embedded model are served on this machine. Questions about several images are
 asked one after another, and the share of their prompts that was in a cache is compared with that of
-the same questions where the less loaded of two random replicas is asked. Between the two, under
+as many about others where the less loaded of two random replicas is asked. Between the two, under
 load: one image is asked about by many at once, a replica is killed, and all are replaced.
 """
 

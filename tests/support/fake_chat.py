@@ -157,7 +157,7 @@ def metrics(fake: Fake, plain: bool) -> dict[str, Any]:
     counts = {
         "mean_acceptance_length": 1.0 if plain else 2.75,
         "draft_acceptance_rate": 0.0 if plain else 0.875,
-        "acceptance_histogram": {"0": 10} if plain else {"1": 1, "2": 3},
+        "acceptance_histogram": [10] if plain else [0, 1, 3],
         "num_spec_steps": 10 if plain else 4,
         "num_draft_tokens": 0 if plain else 8,
         "num_accepted_draft_tokens": 0 if plain else 7,

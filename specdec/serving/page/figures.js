@@ -138,8 +138,8 @@ function details({ metrics, usage }) {
 }
 
 function histogram(counts) {
-  return Object.entries(counts)
-    .sort(([one], [other]) => one - other)
-    .map(([kept, steps]) => `${kept} in ${plural(steps, "step")}`)
+  return counts
+    .map((steps, kept) => (steps ? `${kept} in ${plural(steps, "step")}` : ""))
+    .filter(Boolean)
     .join(", ");
 }
