@@ -203,9 +203,10 @@ class _Growth:
         return self.siblings == "deterministic" and not self.request.wants_q
 
     def draw(self, logits: Tensor, calibration: Calibration) -> _Drawn:
-        """Children of its rows ``(m, V)``; keeps the distributions."""
+        """Children of its rows ``(m, V)``; keeps the distributions, if they are of use."""
         q = (logits / (self.request.temperature or 1.0)).softmax(-1)
-        self.q.append(q)
+        if not self.plain:  # it may yet go on among others that are
+            self.q.append(q)
         children = sample_children(q, self.widest, self.siblings, self.request.generator)
         if not self.scored:
             return _Drawn(children.cpu(), None)

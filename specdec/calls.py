@@ -140,6 +140,10 @@ def one_request(
             "together all the same"
         )
     prompt = Prompt(prepared.input_ids, prepared.padding, prepared.model_kwargs)
+    if prompt.padding[0] == prompt.input_ids.shape[1]:
+        raise ValueError(
+            "the prompt is all padding; if tokens used for padding are meant, pass attention_mask="
+        )
     (decoding,) = decodings(prepared, generator, rule, drafts=drafts, top_logprobs=top_logprobs)
     return prompt, decoding
 

@@ -164,6 +164,8 @@ class Engine:
         starts = self._admit()
         if starts is not None:
             return _emissions(self._start(starts))
+        if not (self._running or self._intake.prefilling):
+            return []
         timed = self._drafting.timed(bool(self._running), bool(self._intake.prefilling))
         began = time.perf_counter()
         with self.timed("draft"):

@@ -88,7 +88,9 @@ class Prompts:
             raise refused(
                 f"{wrong[0]} is no token: the model has {self._vocabulary} of them", "prompt"
             )
-        inputs = {"input_ids": torch.tensor([ids], dtype=torch.int64)}
+        tokens = torch.tensor([ids], dtype=torch.int64)
+        # Without a mask transformers takes tokens that are used for padding to be that.
+        inputs = {"input_ids": tokens, "attention_mask": torch.ones_like(tokens)}
         return self._checked("prompt", inputs)
 
     async def _encode(

@@ -13,7 +13,7 @@ from torch import Tensor
 from specdec.drafters.calibration import Calibration
 from specdec.drafters.growth import Wave, grow
 from specdec.interfaces import DraftRequest
-from specdec.tree import DraftTree, Dynamic
+from specdec.tree import DraftTree, Dynamic, chain
 
 TOKENS = 12
 Path = tuple[int, ...]
@@ -101,3 +101,17 @@ def test_growing_stops_where_nothing_more_can_enter() -> None:
     wide = Table(0)
     grow(wide, [DraftRequest(0, [3], 1, Dynamic(200, 3, 4))])
     assert (wide.forwards, wide.rows) == (2, 8)
+
+
+def test_requests_that_sample_end_before_those_that_do_not() -> None:
+    """Distributions of the first level alone, kept of a greedy request because one beside it drew
+    there, and then not of its other levels.
+    """
+    greedy = DraftRequest(0, [1, 2], 2, chain(4))
+    drawn = DraftRequest(1, [1, 3], 2, chain(1), temperature=1.0)
+    one, other = grow(Table(0), [greedy, drawn], "without_replacement", Calibration())
+    assert one.tree.topology == chain(4)
+    assert one.tree.q is None
+    assert other.tree.q is not None
+    (alone,) = grow(Table(0), [greedy], "without_replacement", Calibration())
+    assert one.tree.tokens == alone.tree.tokens

@@ -178,6 +178,15 @@ def test_what_cannot_be_done_is_refused_at_once(
         ask(engine, {"inputs_embeds": torch.zeros(1, 3, families.TEXT["hidden_size"])})
 
 
+def test_a_prompt_of_padding_is_refused(engine: specdec.ThreadedEngine) -> None:
+    """Nothing is left of it, and nothing can be said behind nothing."""
+    ids = torch.tensor([[families.PAD, families.PAD]])
+    with pytest.raises(ValueError, match="all padding"):
+        ask(engine, {"input_ids": ids})
+    given = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+    assert ask(engine, given, max_new_tokens=3).result()
+
+
 def test_too_many_are_turned_away(
     model: PreTrainedModel, asked: list[tuple[dict[str, Any], list[int]]]
 ) -> None:
