@@ -244,11 +244,14 @@ class Controller:
         extra = cold * measured.start
         usual = measured.costs.of(batch).step(nodes, levels)
         time = usual + extra
+        pays = self._kind == "draft"
         if seconds is not None:
             time = measured.costs.relative(batch, nodes, levels, seconds, extra)
-            if cold > _FEW * len(drafted):
-                measured.began(cold, time - usual, pays=self._kind == "draft")
-            else:
+        if seconds is not None and cold > _FEW * len(drafted):
+            measured.began(cold, time - usual, pays=pays)
+        else:
+            measured.began_as_usual(cold, pays=pays)
+            if seconds is not None:
                 warm = max(1.0 - extra / time, 0.5)
                 measured.costs.see_drafted(batch, nodes, levels, warm * seconds)
         for outcome in drafted:

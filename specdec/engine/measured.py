@@ -212,6 +212,11 @@ class Measured:
         if pays:
             self._first += extra
 
+    def began_as_usual(self, cold: int, pays: bool) -> None:
+        """The same where what they took cannot be told from the rest of the step."""
+        if pays:
+            self._first += cold * self.start
+
     def went_on(self) -> None:
         """Count a step that drafted, because that pays."""
         self._first *= 0.998
