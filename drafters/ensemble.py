@@ -14,12 +14,12 @@ from dataclasses import dataclass, field, replace
 
 from torch import Tensor
 
+from specdec.identity import identity_of
 from specdec.interfaces import (
     Drafter,
     DraftRequest,
     Reads,
     VerifierSpec,
-    identity_of,
     reads_of,
 )
 from specdec.tree import DraftTree, Dynamic, Shape, chain, topology

@@ -5,8 +5,7 @@ Imports nothing of specdec but trees, and no model code: every other module may 
 
 from __future__ import annotations
 
-import weakref
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, runtime_checkable
 
@@ -143,25 +142,6 @@ class ReadingDrafter(Drafter, Protocol):
 def reads_of(drafter: Drafter | None) -> Reads:
     """What a drafter reads of the verifier besides tokens."""
     return drafter.reads if isinstance(drafter, ReadingDrafter) else NOTHING
-
-
-@runtime_checkable
-class Identified(Protocol):
-    """A drafter or a verifier that is made anew now and then, and is the same all the same."""
-
-    @property
-    def identity(self) -> Hashable:
-        """Equal for those that propose, or decide, alike in as much time. Keeps nothing alive."""
-
-
-def identity_of(part: object) -> Hashable:
-    """What tells a drafter or a verifier from others, without keeping it alive."""
-    if isinstance(part, Identified):
-        return part.identity
-    try:
-        return weakref.ref(part)
-    except TypeError:  # its class has __slots__ that do without
-        return id(part)
 
 
 class Ready(NamedTuple):

@@ -1,30 +1,32 @@
 """What processes that run one verifier say to each other: calls, and how they went.
 
 All of it goes over a group of its own, on the CPU, so that it never waits for a GPU's work. Tensors
-are broadcast; what they are arguments of is pickled, as torch's own object collectives do. Reading
-a pickle runs what it says: it comes from rank 0 of one's own processes, over connections that
-torch.distributed made between them, which belong on a private network. Nothing that a client sends
-is read as a pickle. Knows nothing of models.
+are broadcast; what they are arguments of is JSON: numbers, strings and ``null`` are themselves, and
+everything else is a list whose first element says what the others make. Knows nothing of models.
 """
 
 from __future__ import annotations
 
-import io
-import pickle
+import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import fields, make_dataclass
 from datetime import timedelta
-from typing import Any, NamedTuple
+from functools import cache
+from types import MappingProxyType
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor, distributed
 from transformers.cache_utils import Cache
+from transformers.utils.generic import ModelOutput
 
-from specdec.tree import DraftTree, Topology, topology
+from specdec.interfaces import Encoded, Piece, Prompt, Ready
+from specdec.tree import DraftTree, topology
 
 _TEXT = 512  # bytes of an outcome
 _HEAD = 4096  # bytes that are sent first: most messages are no longer
-_NAME, _TENSOR = "name", "tensor"
+_RECORDS = MappingProxyType({kind.__name__: kind for kind in (Prompt, Encoded, Ready, Piece)})
 
 
 class OutOfStep(RuntimeError):
@@ -41,12 +43,13 @@ class Call(NamedTuple):
 
 
 class Message(NamedTuple):
-    """Calls to make in order, each pickled for itself, since it may name what one before it gives;
-    and names that are of no use any more behind them. ``ends``: there are no more.
+    """Calls to make in order, as they were written, each to be read when those before it are made:
+    it may name what they give; and names that are of no use any more behind them. ``ends``: there
+    are no more.
     """
 
-    calls: tuple[bytes, ...] = ()
-    forget: tuple[int, ...] = ()
+    calls: Sequence[Any] = ()
+    forget: Sequence[int] = ()
     ends: bool = False
 
 
@@ -71,18 +74,9 @@ def packed(calls: Sequence[Call], forget: tuple[int, ...], name_of: Naming) -> P
     Raises:
         ValueError: some of it cannot be sent.
     """
-    tensors: list[Tensor] = []
-    texts = []
-    for call in calls:
-        written = io.BytesIO()
-        try:
-            _Writer(written, name_of, tensors).dump(call)
-        except (pickle.PicklingError, TypeError, AttributeError) as error:
-            raise ValueError(
-                f"an argument of this request cannot be sent to the other processes: {error}"
-            ) from error
-        texts.append(written.getvalue())
-    return Packed(Message(tuple(texts), forget), tensors)
+    writer = _Writer(name_of)
+    written = [writer.write(tuple(call)) for call in calls]
+    return Packed(Message(written, forget), writer.tensors)
 
 
 class Channel:
@@ -106,7 +100,7 @@ class Channel:
     def send(self, packed: Packed) -> None:
         """Tell the others what to do."""
         head = torch.zeros(_HEAD, dtype=torch.uint8)
-        text = bytearray(pickle.dumps(packed.message, pickle.HIGHEST_PROTOCOL))
+        text = bytearray(json.dumps(packed.message).encode())
         head[:8] = torch.tensor([len(text)]).view(torch.uint8)
         first, rest = text[: _HEAD - 8], text[_HEAD - 8 :]
         head[8 : 8 + len(first)] = torch.frombuffer(first, dtype=torch.uint8)
@@ -124,10 +118,9 @@ class Channel:
         rest = torch.empty(max(0, size - (_HEAD - 8)), dtype=torch.uint8)
         self._broadcast(rest)
         text = torch.cat([head[8 : 8 + size], rest]).numpy().tobytes()
-        message: Message = pickle.loads(text)  # see above whose it is
-        return message
+        return Message(*json.loads(text))
 
-    def read(self, call: bytes, named: Mapping[int, Any], device: torch.device) -> Call:
+    def read(self, call: Any, named: Mapping[int, Any], device: torch.device) -> Call:
         """A call of the message that was received last.
 
         Args:
@@ -135,8 +128,7 @@ class Channel:
             named: values by their names.
             device: where tensors go that were on a device there.
         """
-        read: Call = _Reader(call, named, device, self._broadcast).load()
-        return read
+        return Call(*_Reader(named, device, self._broadcast).read(call))
 
     def outcomes(self, mine: str) -> list[str]:
         """What came of the last message in every rank: "" is that all is well."""
@@ -164,58 +156,102 @@ class Channel:
             ) from error
 
 
-class _Writer(pickle.Pickler):
-    def __init__(self, file: io.BytesIO, name_of: Naming, tensors: list[Tensor]) -> None:
-        super().__init__(file, protocol=pickle.HIGHEST_PROTOCOL)
-        self._name_of = name_of
-        self._tensors = tensors
+class _Writer:
+    """Writes arguments; ``tensors`` are those to be sent beside them, in order."""
 
-    def persistent_id(self, value: Any) -> Any:
-        """How a value is written that is not pickled: its name, or a tensor's kind."""
+    def __init__(self, name_of: Naming) -> None:
+        self.tensors: list[Tensor] = []
+        self._name_of = name_of
+
+    def write(self, value: Any) -> Any:
+        """What JSON has for it.
+
+        Raises:
+            ValueError: nothing.
+        """
+        if value is None or isinstance(value, (bool, int, float, str)):
+            return value
         name = self._name_of(value)
         if name is not None:
-            return _NAME, name
-        if not isinstance(value, Tensor):
-            return None
-        self._tensors.append(value)
-        return _TENSOR, tuple(value.shape), value.dtype, value.device.type != "cpu"
+            return ["name", name]
+        match value:
+            case Tensor():
+                self.tensors.append(value)
+                dtype = str(value.dtype).removeprefix("torch.")
+                return ["tensor", list(value.shape), dtype, value.device.type != "cpu"]
+            case Cache():  # every process has its own
+                return None
+            case bytes():
+                return ["bytes", value.hex()]
+            case range():
+                return ["range", value.start, value.stop, value.step]
+            case DraftTree():  # what it was drawn from stays here
+                return ["tree", self.write(value.topology.parents), self.write(value.tokens)]
+            case ModelOutput():
+                names = [each.name for each in fields(cast(Any, value))]  # its subclasses are
+                return ["output", names, *(self.write(getattr(value, name)) for name in names)]
+            case Mapping():
+                return ["dict", *([self.write(key), self.write(value[key])] for key in value)]
+            case list():
+                return ["list", *map(self.write, value)]
+            case tuple() if type(value) in _RECORDS.values() or not hasattr(value, "_fields"):
+                kind = type(value).__name__
+                return [kind if kind in _RECORDS else "tuple", *map(self.write, value)]
+        raise ValueError(
+            f"a {type(value).__name__} among the arguments of this request cannot be sent to the "
+            "other processes; tensors, numbers, strings, and lists and mappings of them can be"
+        )
 
-    def reducer_override(self, value: Any) -> Any:
-        """Shapes of trees are made anew; caches and draft distributions stay behind."""
-        if isinstance(value, Topology):
-            return topology, (value.parents,)
-        if isinstance(value, DraftTree):
-            return DraftTree, (value.topology, value.tokens)
-        if isinstance(value, Cache):
-            return _nothing, ()
-        return NotImplemented
 
+class _Reader:
+    """Reads what a :class:`_Writer` wrote; ``fill`` takes the next tensor's bytes in."""
 
-class _Reader(pickle.Unpickler):
     def __init__(
-        self,
-        text: bytes,
-        named: Mapping[int, Any],
-        device: torch.device,
-        fill: Callable[[Tensor], None],
+        self, named: Mapping[int, Any], device: torch.device, fill: Callable[[Tensor], None]
     ) -> None:
-        super().__init__(io.BytesIO(text))
         self._named = named
         self._device = device
         self._fill = fill
 
-    def persistent_load(self, known: Any) -> Any:
-        """What was written so. Tensors arrive in the order in which they are read."""
-        if known[0] == _NAME:
-            return self._named[known[1]]
-        _, shape, dtype, on_device = known
-        value = torch.empty(shape, dtype=dtype)
+    def read(self, written: Any) -> Any:
+        """The value. Tensors arrive in the order in which they are read."""
+        if not isinstance(written, list):
+            return written
+        kind, *parts = written
+        match kind:
+            case "name":
+                return self._named[parts[0]]
+            case "tensor":
+                return self._tensor(*parts)
+            case "bytes":
+                return bytes.fromhex(parts[0])
+            case "range":
+                return range(*parts)
+            case "dict":
+                return {self.read(key): self.read(value) for key, value in parts}
+            case "output":
+                return _output(tuple(parts[0]))(*map(self.read, parts[1:]))
+        values = [self.read(part) for part in parts]
+        match kind:
+            case "list":
+                return values
+            case "tuple":
+                return tuple(values)
+            case "tree":
+                return DraftTree(topology(values[0]), values[1])
+        return _RECORDS[kind](*values)
+
+    def _tensor(self, shape: Sequence[int], dtype: str, on_device: bool) -> Tensor:
+        value = torch.empty(shape, dtype=getattr(torch, dtype))
         self._fill(_bytes_of(value))
         return value.to(self._device) if on_device else value
 
 
-def _nothing() -> None:
-    """A cache, in another process: it has its own."""
+@cache
+def _output(names: tuple[str, ...]) -> type:
+    """A model's output with these fields, whichever class it had: it is read by their names."""
+    empty = [(name, Any, None) for name in names]
+    return make_dataclass("Output", empty, bases=(ModelOutput,))
 
 
 def _bytes_of(tensor: Tensor) -> Tensor:

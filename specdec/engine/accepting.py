@@ -45,7 +45,7 @@ def tell(targets: Sequence[Target], states: Tensor) -> None:
     start = 0
     for target in targets:
         if target.verdict is not None:
-            kept = (0, *target.verdict.path)[: len(target.emissions)]
+            kept = target.kept
             if kept[-1:] == (len(kept) - 1,):  # as they come; a slice takes less time than a list
                 said = states[start : start + len(kept)]
             else:

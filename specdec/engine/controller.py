@@ -18,7 +18,8 @@ from specdec.engine.measured import Measured
 from specdec.engine.planner import Fixed, Outcome, Planner
 from specdec.engine.rates import Rates
 from specdec.engine.worth import NOTHING, PLAIN, Option, Plan, best, speed
-from specdec.interfaces import Drafter, Verifier, identity_of
+from specdec.identity import identity_of
+from specdec.interfaces import Drafter, Verifier
 from specdec.tree import Dynamic, Shape, chain
 
 _LARGEST = Dynamic(budget=16, depth=8)

@@ -309,8 +309,7 @@ class Engine:
         if target.verdict is None:  # it failed, and is let go of
             return
         accepted = sum(emission.drafted for emission in target.emissions)
-        # All tokens but the last have keys: where the answer ended within the block, no others.
-        self.verifier.commit(request.handle, (0, *target.verdict.path)[: len(target.emissions)])
+        self.verifier.commit(request.handle, target.kept)
         for stats in (request.stats, self.stats):
             stats.record_step(len(tree) - 1, accepted, tree.topology.depth)
             stats.num_plain_steps += request.held

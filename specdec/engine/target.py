@@ -71,6 +71,14 @@ class Target:
         decoding = self.request.decoding
         return decoding.processor is None and decoding.rule is None and not decoding.do_sample
 
+    @property
+    def kept(self) -> tuple[int, ...]:
+        """The nodes whose tokens are followed by another: all of them have keys. Where the answer
+        ended within the block, no others are kept.
+        """
+        assert self.verdict is not None
+        return (0, *self.verdict.path)[: len(self.emissions)]
+
     def decide(self, scores: Tensor | None = None) -> None:
         """Accept what is to be accepted and hand it out, up to where the answer ends.
 
