@@ -5,14 +5,13 @@ kernels gives the answers of transformers' `generate` in fp32; if not, nothing i
 kernels against others, forwards over pages against transformers' own, and models of real size with
 random weights: steps, batches, memory. What the time does not suffice for is listed as skipped.
 
-With `--toy --device cpu` the same code runs in a minute without a GPU, its kernels in Triton's
-interpreter (`TRITON_INTERPRET=1`); the times then say nothing.
+With `--toy --device cpu --no-tests` the same code runs in a minute without a GPU, its kernels in
+Triton's interpreter (`TRITON_INTERPRET=1`); the times then say nothing.
 """
 
 from __future__ import annotations
 
 import gc
-import json
 import os
 import statistics
 from collections.abc import Callable
@@ -32,7 +31,8 @@ from specdec.eval.gpu_models import FULL, TOY, Sizes, Subject
 from specdec.eval.gpu_tests import run_tests
 from specdec.eval.kernels import Grid, device_attention, device_timer, forwards
 from specdec.eval.known_configs import NAMES, known_config
-from specdec.eval.projection import Acceptance, from_record
+from specdec.eval.plan import acceptance_of
+from specdec.eval.projection import Acceptance
 from specdec.eval.random_models import random_eagle, random_model, toy
 from specdec.eval.record import machine
 from specdec.generation import generate
@@ -104,12 +104,13 @@ class GpuSuite:
         """Tests, and answers.
 
         Raises:
-            Red: one of them failed, and that is not to be passed over.
+            Red: one of them failed, or there was no time for it, and that is not to be passed
+                over.
         """
         if tests:
             self._gate("tests", self._tests)
         longest = 12 if self._small else 160
-        self._gate("answers", lambda _: _or_red(same_answers, self._device, questions, longest))
+        self._gate("answers", lambda _: same_answers(self._device, questions, longest))
 
     def kernels(self, rounds: int) -> None:
         """Tree attention, and forwards of the demonstration model."""
@@ -146,16 +147,17 @@ class GpuSuite:
             self._run(f"{name}: throughput", "throughput", subject.throughput)
             self._run(f"{name}: one image", "one image", subject.one_image)
 
-    def _run(self, name: str, kind: str, part: Callable[[Deadline], Any]) -> None:
+    def _run(self, name: str, kind: str, part: Callable[[Deadline], Any]) -> Any:
         # What earlier parts used is free for this one.
         gc.collect()
         if self._device.type == "cuda":
             torch.cuda.empty_cache()
-        self._session.run(name, _SECONDS[kind] * self._scale, part)
+        return self._session.run(name, _SECONDS[kind] * self._scale, part)
 
     def _gate(self, name: str, part: Callable[[Deadline], Any]) -> None:
         try:
-            self._run(name, name, part)
+            if self._run(name, name, partial(_or_red, part)) is None:
+                raise Red(f"there was no time for the gate {name!r}")
         except Red:
             if not self._despite:
                 raise
@@ -163,9 +165,11 @@ class GpuSuite:
 
     def _tests(self, deadline: Deadline) -> dict[str, Any]:
         found = run_tests(ROOT, deadline.left)
-        if found["ran"] and (found["failed"] or found["error"]):
+        if found["ran"] and (found["exit_code"] != 0 or not found["passed"]):
             self._session.record["test_failures"] = found["failures"] or [found["tail"]]
-            raise Red(f"{found['failed'] + found['error']} tests failed, {found['passed']} passed")
+            ended = "time ran out" if found["timed_out"] else f"exit code {found['exit_code']}"
+            counts = f"{found['failed'] + found['error']} failed, {found['passed']} passed"
+            raise Red(f"tests: {counts}; {ended}")
         return found
 
     def _attention(self, deadline: Deadline) -> dict[str, Any]:
@@ -185,11 +189,13 @@ class GpuSuite:
         )
 
 
-def _or_red(part: Callable[..., dict[str, Any]], *args: Any) -> dict[str, Any]:
+def _or_red(part: Callable[[Deadline], dict[str, Any]], deadline: Deadline) -> dict[str, Any]:
     try:
-        return part(*args)
-    except ValueError as error:
-        raise Red(str(error)) from error
+        return part(deadline)
+    except Red:
+        raise
+    except Exception as error:  # whatever a driver or a compiler raises
+        raise Red(f"{type(error).__name__}: {error}") from error
 
 
 def _median_ms(device: torch.device, run: attention.Run) -> float:
@@ -230,19 +236,18 @@ def gpu_suite(
     profile: Annotated[
         Path | None, typer.Option(help="Benchmark's record to replay acceptance from instead.")
     ] = None,
+    method: Annotated[str | None, typer.Option(help="Method of that record.")] = None,
     out: Annotated[Path, typer.Option(help="JSON file to write.")] = Path("gpu.json"),
 ) -> None:
     """Check and measure on this machine's CUDA device."""
     console, on = Console(), torch.device(device)
     try:
         facts = machine() | _device_facts(on)
-        replayed = Acceptance.constant(acceptance)
-        if profile is not None:
-            replayed = from_record(json.loads(profile.read_text()))
+        replayed = acceptance_of(acceptance, profile, method)
         chosen = models.split(",")
         for name in chosen:
             known_config(name)
-    except (OSError, ValueError) as error:
+    except ValueError as error:
         raise typer.BadParameter(str(error)) from error
     session = Session(out, {"schema": SCHEMA, "toy": small, "machine": facts}, 60 * minutes)
     every = GpuSuite(session, on, small, minutes, despite)

@@ -32,8 +32,8 @@ def run_tests(
         processes: at most so many at once; ``None`` is by the number of CPU cores.
 
     Returns:
-        ``ran`` and why not; else counts by outcome, the names of those that failed, and whether
-        time ran out, in which case there are no counts.
+        ``ran`` and why not; else pytest's exit code, counts by outcome, the names of those that
+        failed, and whether time ran out, in which case there are no counts.
     """
     if not (root / "tests").is_dir():
         return {"ran": False, "why": "there are no tests beside this package; run from a checkout"}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,13 +14,19 @@ from typer.testing import CliRunner
 
 from specdec.eval import gpu_models
 from specdec.eval import gpu_suite as suite_module
+from specdec.eval.budget import Session
 from specdec.eval.gpu_models import streamed_bytes
 from specdec.eval.gpu_suite import gpu_suite
 from specdec.eval.gpu_tests import run_tests
 from specdec.eval.known_configs import NAMES, known_config
 from specdec.eval.projection import Acceptance
 from specdec.eval.random_models import random_eagle, random_model, toy
+from specdec.stats import AcceptanceStats
 
+TESTED = {
+    **{"ran": True, "timed_out": False, "exit_code": 0, "passed": 5, "failed": 0, "error": 0},
+    **{"skipped": 0, "failures": [], "tail": "what pytest said"},
+}
 PARTS = ("", ": steps", ": throughput", ": one image")
 
 
@@ -54,15 +61,23 @@ def test_everything_runs_at_toy_size(tmp_path: Path) -> None:
         assert found["parts"][f"{name}: one image"]["requests"] == 3
 
 
-def test_what_there_is_no_time_for_is_listed(tmp_path: Path) -> None:
+def test_what_there_is_no_time_for_is_listed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A suite that overruns and leaves nothing, or that leaves parts out in silence."""
-    out = tmp_path / "gpu.json"
-    result = run("--no-tests", "--out", str(out), "--minutes", "0.01", "--models", NAMES[0])
+    out, now = tmp_path / "gpu.json", [0.0]
+
+    def answers(*_: Any) -> dict[str, Any]:
+        now[0] += 61
+        return {"mismatches": 0}
+
+    monkeypatch.setattr(suite_module, "same_answers", answers)
+    monkeypatch.setattr(suite_module, "Session", partial(Session, clock=lambda: now[0]))
+    result = run("--no-tests", "--out", str(out), "--minutes", "1", "--models", NAMES[0])
     assert result.exit_code == 0, result.output
     found = json.loads(out.read_text())
-    left_out = {each["part"] for each in found["skipped"]}
-    assert set(found["parts"]) | left_out == {"answers", "attention", "forwards", NAMES[0]}
-    assert NAMES[0] in left_out
+    assert list(found["parts"]) == ["answers"]
+    assert [each["part"] for each in found["skipped"]] == ["attention", "forwards", NAMES[0]]
     assert f"skipped for want of time: {NAMES[0]}" in result.output
 
 
@@ -70,7 +85,7 @@ def test_nothing_is_timed_behind_a_red_gate(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Speeds of kernels that compute something else."""
-    failed = {"ran": True, "failed": 2, "error": 0, "passed": 5, "failures": ["tests/x.py::test_y"]}
+    failed = {**TESTED, "failed": 2, "exit_code": 1, "failures": ["tests/x.py::test_y"]}
     monkeypatch.setattr(suite_module, "run_tests", lambda *_: failed)
     monkeypatch.setattr(suite_module.GpuSuite, "kernels", lambda *_: None)
     monkeypatch.setattr(suite_module.GpuSuite, "model", lambda *_: None)
@@ -83,6 +98,61 @@ def test_nothing_is_timed_behind_a_red_gate(
     result = run("--out", str(out), "--despite-failures")
     assert result.exit_code == 0, result.output
     assert json.loads(out.read_text())["despite_red"] is True
+
+
+@pytest.mark.parametrize(
+    "ended",
+    [
+        {"exit_code": 4, "passed": 0},
+        {"exit_code": 3},
+        {"exit_code": None, "timed_out": True, "passed": 0},
+        {"exit_code": 0, "passed": 0, "skipped": 700},
+    ],
+    ids=["wrong call", "pytest fails", "time ran out", "none ran"],
+)
+def test_tests_that_did_not_run_are_red(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ended: dict[str, Any]
+) -> None:
+    """A gate that counts failures only: pytest that breaks off has none."""
+    monkeypatch.setattr(suite_module, "run_tests", lambda *_: TESTED | ended)
+    monkeypatch.setattr(suite_module, "same_answers", lambda *_: pytest.fail("behind a red gate"))
+    out = tmp_path / "gpu.json"
+    result = run("--out", str(out))
+    assert result.exit_code == 1, result.output
+    found = json.loads(out.read_text())
+    assert list(found["parts"]) == ["tests"]
+    assert found["test_failures"] == ["what pytest said"]
+
+
+def test_answers_that_were_not_compared_are_red(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A gate that is open because a driver failed in it, or because there was no time for it."""
+    monkeypatch.setattr(suite_module.GpuSuite, "kernels", lambda *_: pytest.fail("timed"))
+    out = tmp_path / "gpu.json"
+
+    def broken(*_: Any) -> Any:
+        raise RuntimeError("CUDA error")
+
+    monkeypatch.setattr(suite_module, "same_answers", broken)
+    assert run("--no-tests", "--out", str(out)).exit_code == 1
+    assert json.loads(out.read_text())["parts"]["answers"]["red"] == "RuntimeError: CUDA error"
+    monkeypatch.setitem(suite_module._SECONDS, "answers", 1e9)
+    result = run("--no-tests", "--out", str(out))
+    assert result.exit_code == 1
+    assert "no time for the gate 'answers'" in result.output
+
+
+def test_a_method_of_a_record_can_be_named(tmp_path: Path) -> None:
+    """An error that asks for a method where there is no way to name one."""
+    record, stats = tmp_path / "bench.json", AcceptanceStats()
+    stats.record_step(4, 2, 4)
+    overall = {"acceptance": stats.to_dict()}
+    methods = [{"name": name, "overall": overall} for name in ("one", "two")]
+    record.write_text(json.dumps({"schema": "specdec.bench/1", "methods": methods}))
+    asked = ["--profile", str(record), "--models", "unknown"]
+    assert "'two'" in run(*asked).output
+    assert "unknown" in run(*asked, "--method", "two").output
 
 
 def test_a_case_without_memory_leaves_the_others(monkeypatch: pytest.MonkeyPatch) -> None:
