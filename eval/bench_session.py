@@ -6,8 +6,6 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from specdec.choice import resolve_tree
 from specdec.eval import bench_run, suite
 from specdec.eval.bench_methods import Inputs, Methods
@@ -22,7 +20,6 @@ from specdec.training.answers import Teacher
 from specdec.training.claims import claim_run
 from specdec.tree import Topology
 
-DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 _WATCHED = 20  # questions on which it is told what tokens depend on
 
 
@@ -44,7 +41,7 @@ class Session:
         self.plan = plan
         self.work = work
         folder = suite.MODEL if plan.model == "demo" else Path(plan.model)
-        self.model, self.processor = suite.load_verifier(folder, DTYPES[plan.dtype])
+        self.model, self.processor = suite.load_verifier(folder, suite.DTYPES[plan.dtype])
         moved: Any = self.model  # `to` is not declared as it is
         moved.to(plan.device)
         self.questions = load(plan.data, count=plan.count, seed=plan.seed, tasks=plan.tasks)

@@ -19,7 +19,6 @@ from specdec.eval.drafter_bench import contenders, measure
 from specdec.eval.drafter_goals import ALL, goals
 from specdec.eval.record import machine, write
 
-DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
 NODES = 16  # most drafted nodes of a tree
 
 
@@ -68,13 +67,13 @@ def drafters(
     """Compare drafters on held-out questions, task by task, in one interleaved run."""
     if threads is not None:
         torch.set_num_threads(threads)
-    if dtype not in DTYPES:
-        raise typer.BadParameter(f"dtype {dtype}; known: {', '.join(DTYPES)}")
+    if dtype not in suite.DTYPES:
+        raise typer.BadParameter(f"dtype {dtype}; known: {', '.join(suite.DTYPES)}")
     console = Console()
     names = drafter or shipped()
     try:
         asked = suite.load_questions(count=questions)
-        verifier, processor = suite.load_verifier(model, DTYPES[dtype])
+        verifier, processor = suite.load_verifier(model, suite.DTYPES[dtype])
         each = contenders(verifier, names, nodes)
         inputs = [suite.model_inputs(verifier, processor, [one]) for one in asked]
         result = measure(

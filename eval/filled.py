@@ -15,8 +15,8 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from specdec.cache import SequenceKV
-from specdec.eval.random_models import free_bytes, text_tokens
-from specdec.runtime import NodeBatch, PagedModel
+from specdec.eval.random_models import text_tokens
+from specdec.runtime import NodeBatch, PagedModel, free_bytes
 
 ROOM = 256  # tokens beyond the context: the nodes of a tree
 

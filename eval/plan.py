@@ -26,10 +26,10 @@ from specdec.eval.projection_check import Checked, check
 from specdec.eval.random_models import random_eagle, random_model
 from specdec.eval.record import machine, write
 from specdec.eval.step_costs import measure_costs
+from specdec.eval.suite import DTYPES
 from specdec.interfaces import Drafter
 
 SCHEMA = "specdec.plan/1"
-DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 
 
 def trees_of(text: str) -> list[Tree]:

@@ -5,7 +5,6 @@ Nothing is read but a config, so a model of any size is there in seconds, on the
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +20,7 @@ from transformers import (
 from specdec.drafters.eagle import EagleDrafter
 from specdec.drafters.eagle_head import EagleConfig, EagleHead
 from specdec.eval.known_configs import NAMES, known_config
+from specdec.runtime import free_bytes
 
 _SMALL: dict[str, int] = {  # a model that a CPU runs in milliseconds
     "hidden_size": 64,
@@ -207,11 +207,3 @@ def text_tokens(model: PreTrainedModel, count: int, generator: torch.Generator) 
 def parameter_bytes(model: PreTrainedModel) -> int:
     """What all weights take."""
     return sum(each.numel() * each.element_size() for each in model.parameters())
-
-
-def free_bytes(device: torch.device) -> int:
-    """Memory that is free on a device, what torch keeps for later included."""
-    if device.type == "cuda":
-        kept = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
-        return torch.cuda.mem_get_info(device)[0] + kept
-    return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")

@@ -16,12 +16,13 @@ from transformers import AutoModelForImageTextToText, AutoProcessor, PreTrainedM
 from specdec import demo
 from specdec.training.prompts import Asked, model_inputs
 
-__all__ = ["Asked", "load_questions", "load_verifier", "model_inputs"]
+__all__ = ["DTYPES", "Asked", "load_questions", "load_verifier", "model_inputs"]
 
 MODEL = demo.ASSETS / "lvlm"
 DRAFTER = demo.ASSETS / "drafter"
 EAGLES = demo.ASSETS / "eagle-hidden", demo.ASSETS / "eagle-shared"
 QUESTIONS = demo.ASSETS
+DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 
 
 def load_questions(folder: Path = QUESTIONS, count: int | None = None) -> list[Asked]:

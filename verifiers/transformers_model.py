@@ -6,7 +6,6 @@ what lies behind every node of a tree. Knows nothing of drafting or acceptance.
 
 from __future__ import annotations
 
-import os
 import weakref
 from collections.abc import Hashable, Sequence
 from itertools import accumulate
@@ -19,7 +18,7 @@ from transformers.cache_utils import Cache
 
 from specdec.cache import page_key
 from specdec.interfaces import Lack, Piece, Prefilled, Prompt, Verified
-from specdec.runtime import Kinds, NodeBatch, PagedModel, Source, StatefulModel
+from specdec.runtime import Kinds, NodeBatch, PagedModel, Source, StatefulModel, free_bytes
 from specdec.tree import DraftTree
 from specdec.verifiers.encoding import PromptEncoder
 from specdec.verifiers.key_transfer import write_columns
@@ -83,7 +82,7 @@ class TransformersVerifier:
             raise ValueError(f"{type(model).__name__} cannot be a verifier: {'; '.join(problems)}")
         self.spec = read_spec(model)
         self.model = model
-        budget = _free_bytes(model.device) // 4 if kv_cache_bytes is None else kv_cache_bytes
+        budget = free_bytes(model.device) // 4 if kv_cache_bytes is None else kv_cache_bytes
         special, kinds = override(model.config), Kinds(model.config.get_text_config(decoder=True))
         how: dict[str, Any] = {
             "page_size": page_size,
@@ -331,10 +330,3 @@ class TransformersVerifier:
     def bytes_per_page(self) -> int:
         """What a page takes in all layers; 0 before the first prompt."""
         return self._paged.kv.bytes_per_page
-
-
-def _free_bytes(device: torch.device) -> int:
-    """Memory that is free where the model is."""
-    if device.type == "cuda":
-        return torch.cuda.mem_get_info(device)[0]
-    return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")

@@ -1,7 +1,7 @@
 """Running transformers models over paged keys and values, without changing their code."""
 
 from specdec.runtime.bypass import Bypass
-from specdec.runtime.devices import device_of
+from specdec.runtime.devices import device_of, free_bytes
 from specdec.runtime.hook import PrefillRow
 from specdec.runtime.node_batch import NodeBatch
 from specdec.runtime.paged_model import PagedModel
@@ -24,6 +24,7 @@ __all__ = [
     "TextTower",
     "TowerInputs",
     "device_of",
+    "free_bytes",
     "shards_of",
     "visual_token_ids",
     "whole_embeddings",
