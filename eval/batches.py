@@ -1,16 +1,16 @@
 """What answering many requests at once yields here: `python -m specdec.eval.batches`.
 
 The same questions to the shipped model, so many at a time, plainly and with the shipped drafters;
-tokens a second behind the prompts, against one request at a time. The gate comes first: in fp32
-every answer must be the one that was given alone; if one is not, no speed is printed. Answers are
-all as long, so that a batch stays full.
+tokens a second behind the prompts, against one request at a time. The gate: in fp32 every answer of
+every round must be that of transformers' `generate`, up to ties of the verifier's own; if one is
+not, no speed is printed. Answers are all as long, so that a batch stays full.
 """
 
 from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple
 
@@ -24,15 +24,17 @@ from specdec.demo import ASSETS, load
 from specdec.demo import questions as demo_questions
 from specdec.drafters import load_drafter
 from specdec.engine import Engine
+from specdec.eval import suite
 from specdec.eval.comparison import GateError
+from specdec.eval.plan import numbers_of
 from specdec.eval.record import machine, write
 from specdec.eval.throughput import submit
+from specdec.eval.timing import Inputs, Said, check, plainly
 from specdec.interfaces import Drafter, reads_of
 from specdec.tree import Shape, chain
 from specdec.verifiers import TransformersVerifier
 
-_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
-Inputs = Mapping[str, Any]  # what `generate` takes, one row
+TIE = 1e-3  # logits
 
 
 class Method(NamedTuple):
@@ -49,9 +51,9 @@ class Cell(NamedTuple):
     Attributes:
         tokens_per_second: behind the prompts, median over the rounds.
         ms_per_step: likewise.
-        over_one: tokens a second over those of the first batch size.
+        over_one: tokens a second over those of one at a time.
         mean_acceptance_length: tokens a step and request.
-        others: answers that are not those of the first batch size; 0 in fp32.
+        others: answers that are not those of ``generate``; in fp32 ties alone.
     """
 
     method: str
@@ -64,7 +66,7 @@ class Cell(NamedTuple):
 
 
 class _Run(NamedTuple):
-    answers: list[list[int]]
+    answers: list[Said]
     tokens: int
     steps: int
     seconds: float
@@ -75,6 +77,7 @@ def measure(
     model: PreTrainedModel,
     method: Method,
     asked: Sequence[Inputs],
+    right: Sequence[Said],
     *,
     batches: Sequence[int],
     tokens: int,
@@ -82,30 +85,39 @@ def measure(
 ) -> Iterator[Cell]:
     """The cells of one method, all sizes in turns.
 
+    Args:
+        model: the verifier.
+        method: to measure.
+        asked: the questions.
+        right: what ``generate`` answers to them.
+        batches: requests at a time; one, and others.
+        tokens: length of the answers.
+        rounds: times all are answered.
+
     Raises:
-        GateError: in fp32 an answer depends on how many are given at once.
+        GateError: in fp32 an answer is wrong.
     """
     verifier = TransformersVerifier(model, taps=reads_of(method.drafter).layers)
-    first = [_run(verifier, method, asked, batch, tokens) for batch in batches]
-    wrong = {
-        batch: sum(one != other for one, other in zip(first[0].answers, run.answers, strict=True))
-        for batch, run in zip(batches, first, strict=True)
-    }
-    if model.dtype == torch.float32 and any(wrong.values()):
-        raise GateError(
-            f"{method.name}: with {wrong} requests at a time, so many of {len(asked)} answers are "
-            f"not those given with {batches[0]}; no speeds are reported"
-        )
     runs: dict[int, list[_Run]] = {batch: [] for batch in batches}
-    for _ in range(rounds):
+    others = dict.fromkeys(batches, 0)
+    for turn in range(rounds + 1):  # the first is a warm-up
         for batch in batches:
-            runs[batch].append(_run(verifier, method, asked, batch, tokens))
-    alone = _rate(runs[batches[0]])
+            run = _run(verifier, method, asked, batch, tokens)
+            found = check(model, asked, right, run.answers, TIE)
+            if model.dtype == torch.float32 and found.wrong:
+                raise GateError(
+                    f"{method.name}, {batch} at a time: {found.wrong} of {found.answers} answers "
+                    "are not those of model.generate; no speeds are reported"
+                )
+            others[batch] = max(others[batch], found.ties + found.wrong)
+            if turn:
+                runs[batch].append(run)
+    alone = _rate(runs[1])
     for batch in batches:
         rate = _rate(runs[batch])
         step = statistics.median(1000 * run.seconds / run.steps for run in runs[batch])
         length = runs[batch][0].mean_acceptance_length
-        yield Cell(method.name, batch, rate, step, rate / alone, length, wrong[batch])
+        yield Cell(method.name, batch, rate, step, rate / alone, length, others[batch])
 
 
 def _rate(runs: Sequence[_Run]) -> float:
@@ -116,7 +128,7 @@ def _run(
     verifier: TransformersVerifier, method: Method, asked: Sequence[Inputs], batch: int, tokens: int
 ) -> _Run:
     """All questions, ``batch`` at a time."""
-    answers, steps, count, seconds, lengths = list[list[int]](), 0, 0, 0.0, list[float]()
+    answers, steps, count, seconds, lengths = list[Said](), 0, 0, 0.0, list[float]()
     for start in range(0, len(asked), batch):
         engine = Engine(verifier, method.drafter, method.shape)
         try:
@@ -134,7 +146,7 @@ def _run(
             seconds += time.perf_counter() - began
         finally:
             engine.close()
-        answers += [request.output for request in requests]
+        answers += [Said(request.output) for request in requests]
         lengths.append(engine.stats.mean_acceptance_length)
     return _Run(answers, count, steps, seconds, statistics.mean(lengths))
 
@@ -168,39 +180,40 @@ def _print(console: Console, cells: Sequence[Cell]) -> None:
 
 def batches(
     sizes: Annotated[
-        str, typer.Option("--batches", help="Requests at a time, comma-separated.")
+        str, typer.Option("--batches", help="Requests at a time, by commas; 1 is always one.")
     ] = "1,4,16,32",
     questions: Annotated[int, typer.Option(min=1, help="How many.")] = 32,
     tokens: Annotated[int, typer.Option(min=2, help="Length of the answers.")] = 48,
     rounds: Annotated[int, typer.Option(min=1, help="Times all are answered.")] = 3,
-    dtype: Annotated[str, typer.Option(help="fp32 or bf16.")] = "fp32",
+    dtype: Annotated[str, typer.Option(help=f"One of {', '.join(suite.DTYPES)}.")] = "fp32",
     only: Annotated[list[str] | None, typer.Option(help="Only these methods.")] = None,
     threads: Annotated[int | None, typer.Option(min=1, help="CPU threads.")] = None,
     out: Annotated[Path | None, typer.Option(help="JSON file to write.")] = None,
 ) -> None:
     """Compare batch sizes with the shipped model on this CPU."""
-    if dtype not in _DTYPES:
-        raise typer.BadParameter(f"--dtype is {dtype!r}; expected one of {', '.join(_DTYPES)}")
+    if dtype not in suite.DTYPES:
+        raise typer.BadParameter(f"dtype {dtype!r}: known are {', '.join(suite.DTYPES)}")
+    try:
+        each = sorted({1, *numbers_of(sizes, "batches")})
+    except ValueError as error:
+        raise typer.BadParameter(str(error)) from error
     if threads is not None:
         torch.set_num_threads(threads)
     console, ran_on = Console(), machine()
-    demo = load(dtype=_DTYPES[dtype])
-    asked = [each.encode(demo.processor) for each in demo_questions()[:questions]]
+    demo = load(dtype=suite.DTYPES[dtype])
+    asked = [question.encode(demo.processor) for question in demo_questions()[:questions]]
     chosen = methods(demo.drafter, load_drafter(ASSETS / "eagle-hidden", demo.model))
     if unknown := set(only or ()) - {method.name for method in chosen}:
         raise typer.BadParameter(
-            f"--only {', '.join(unknown)}: expected {', '.join(each.name for each in chosen)}"
+            f"--only {', '.join(unknown)}: expected {', '.join(method.name for method in chosen)}"
         )
-    how: dict[str, Any] = {
-        "batches": [int(size) for size in sizes.split(",")],
-        "tokens": tokens,
-        "rounds": rounds,
-    }
+    how: dict[str, Any] = {"batches": each, "tokens": tokens, "rounds": rounds}
+    right = plainly(demo.model, asked, max_new_tokens=tokens, eos_token_id=None)
     cells = list[Cell]()
     try:
         for method in chosen:
             if not only or method.name in only:
-                cells += measure(demo.model, method, asked, **how)
+                cells += measure(demo.model, method, asked, right, **how)
     except GateError as error:
         console.print(f"[bold red]{error}")
         raise typer.Exit(1) from error

@@ -25,10 +25,10 @@ from rich.console import Console
 from transformers import PreTrainedModel
 
 from specdec import AsyncEngine
-from specdec.drafters import load_drafter
 from specdec.engine import Limits
 from specdec.eval import suite
 from specdec.eval.load_summary import percentiles
+from specdec.eval.plan import drafter_of, numbers_of
 from specdec.eval.record import machine, write
 from specdec.eval.timing import Inputs
 from specdec.interfaces import Drafter
@@ -183,7 +183,7 @@ def _lines(found: dict[str, Any]) -> Iterator[str]:
 
 def serve_waiting(
     model: Annotated[Path, typer.Option(help="Folder of the verifier.")] = suite.MODEL,
-    drafter: Annotated[Path | None, typer.Option(help="Folder of a drafter.")] = suite.DRAFTER,
+    drafter: Annotated[str, typer.Option(help="A saved drafter, demo, or none.")] = "demo",
     background: Annotated[int, typer.Option(min=1, help="Answers that grow meanwhile.")] = 12,
     newcomers: Annotated[int, typer.Option(min=2, help="Prompts that arrive.")] = 40,
     step_tokens: Annotated[str, typer.Option(help="Sizes of steps, comma-separated.")] = "64,512",
@@ -197,10 +197,10 @@ def serve_waiting(
     ran_on = machine()
     try:
         verifier, processor = suite.load_verifier(model, torch.float32)
-        loaded = None if drafter is None else load_drafter(drafter, verifier)
+        loaded = drafter_of(drafter, verifier)
         asked = suite.load_questions(count=background + newcomers)
         inputs = [suite.model_inputs(verifier, processor, [each]) for each in asked]
-        sizes = [int(each) for each in step_tokens.split(",")]
+        sizes = numbers_of(step_tokens, "step tokens")
     except ValueError as error:
         raise typer.BadParameter(str(error)) from error
     how: dict[str, Any] = {"background": background, "newcomers": newcomers, "tokens": tokens}

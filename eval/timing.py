@@ -83,6 +83,13 @@ class Interval(NamedTuple):
     high: float
 
 
+def plainly(model: PreTrainedModel, asked: Sequence[Inputs], **how: Any) -> list[Said]:
+    """What ``model.generate`` answers, greedily; ``how``: what else it takes."""
+    generator: Any = model  # generate comes from a mixin that PreTrainedModel does not declare
+    answers = ((each, generator.generate(**each, do_sample=False, **how)) for each in asked)
+    return [Said(ids[0, each["input_ids"].shape[1] :].tolist()) for each, ids in answers]
+
+
 def check(
     model: PreTrainedModel,
     asked: Sequence[Inputs],
