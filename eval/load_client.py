@@ -50,9 +50,9 @@ class Client:
 
     async def ask(self, order: Order) -> Outcome:
         """One order; where the server has no room, it is asked again when it says to."""
-        outcome = Outcome(order)
+        outcome = Outcome(order, asked=time.perf_counter())
         while True:
-            outcome.began = time.perf_counter()
+            outcome.refused = time.perf_counter() - outcome.asked
             try:
                 wait = await asyncio.wait_for(self._once(outcome), order.seconds)
             except TimeoutError:
@@ -60,7 +60,7 @@ class Client:
             except (httpx.HTTPError, ValueError, KeyError) as error:
                 wait, outcome.end = None, "failed"
                 outcome.detail = outcome.detail or f"{type(error).__name__}: {error}"
-            outcome.seconds = time.perf_counter() - outcome.began
+            outcome.seconds = time.perf_counter() - outcome.asked
             if wait is None:
                 return outcome
             outcome.refusals += 1
@@ -73,6 +73,7 @@ class Client:
     async def _once(self, outcome: Outcome) -> float | None:
         """Send it and read the answer; seconds to wait if there is no room for it."""
         order = outcome.order
+        outcome.status = 0
         outcome.texts = [""] * order.samples
         outcome.finish = [None] * order.samples
         body = order.body(self._model, self._messages[order.prompt])
@@ -107,7 +108,7 @@ class Client:
             for index in _take(json.loads(line[6:]), outcome, "delta"):
                 seen += 1
                 if outcome.first is None:
-                    outcome.first = now - outcome.began
+                    outcome.first = now - outcome.asked
                 if last[index]:
                     outcome.gaps.append(now - last[index])
                 last[index] = now

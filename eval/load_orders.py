@@ -56,14 +56,15 @@ class Outcome:
     """What came of an order.
 
     Attributes:
-        began: when it was sent for the last time, by ``time.perf_counter``.
+        asked: when it was sent first, by ``time.perf_counter``.
+        refused: seconds from then to when it was sent for the last time: what refusals took.
         end: how it ended.
-        status: of HTTP; 0: there was no response.
+        status: of HTTP, at last; 0: there was no response.
         refusals: times that the server had no room for it.
         texts: of the answers, as far as they came.
         finish: why each of them ended.
-        first: seconds to the first text, of a stream.
-        seconds: to the end.
+        first: seconds from ``asked`` to the first text, of a stream.
+        seconds: from ``asked`` to the end.
         gaps: seconds between one piece of an answer and its next.
         tokens: of whole answers, as the server counts.
         cached: tokens of the prompt that the server had run before.
@@ -72,7 +73,8 @@ class Outcome:
     """
 
     order: Order
-    began: float = 0.0
+    asked: float = 0.0
+    refused: float = 0.0
     end: End = "failed"
     status: int = 0
     refusals: int = 0

@@ -59,6 +59,8 @@ def judge(outcomes: Iterable[Outcome], references: Sequence[Reference]) -> Judge
         right = references[order.prompt]
         for text, finish in zip(outcome.texts, outcome.finish, strict=True):
             ended = finish is not None
+            if not text and not ended and outcome.end == "hung up":
+                continue  # nothing came of it
             whole, begun = whole + ended, begun + (not ended)
             key = (order.prompt, order.most, text, ended)
             if key not in known:
@@ -85,10 +87,12 @@ def percentiles(seconds: Iterable[float]) -> dict[str, float] | None:
 
 
 def latencies(outcomes: Sequence[Outcome]) -> dict[str, Any]:
-    """Milliseconds as clients saw them, by what they were waiting for."""
+    """Milliseconds as clients saw them, by what they were waiting for, from when they first asked;
+    ``let_in``: from when there was room for them.
+    """
     whole = [each for each in outcomes if each.end == "whole"]
     streamed = [each for each in outcomes if each.order.stream]
-    firsts = [(each.order.priority, each.first) for each in streamed if each.first is not None]
+    firsts = [(each, each.first) for each in streamed if each.first is not None]
     by_token = [
         (each.seconds - each.first) / (each.tokens / each.order.samples - 1)
         for each in whole
@@ -97,12 +101,16 @@ def latencies(outcomes: Sequence[Outcome]) -> dict[str, Any]:
     return {
         "first_token_ms": percentiles(seconds for _, seconds in firsts),
         "first_token_ms_by_priority": {
-            str(level): percentiles(seconds for p, seconds in firsts if p == level)
-            for level in sorted({p for p, _ in firsts}, reverse=True)
+            str(level): percentiles(s for each, s in firsts if each.order.priority == level)
+            for level in sorted({each.order.priority for each, _ in firsts}, reverse=True)
         },
         "inter_token_ms": percentiles(by_token),
         "between_pieces_ms": percentiles(gap for each in streamed for gap in each.gaps),
         "end_to_end_ms": percentiles(each.seconds for each in whole),
+        "let_in": {
+            "first_token_ms": percentiles(seconds - each.refused for each, seconds in firsts),
+            "end_to_end_ms": percentiles(each.seconds - each.refused for each in whole),
+        },
     }
 
 
@@ -164,7 +172,7 @@ def gates(record: Mapping[str, Any]) -> dict[str, bool]:
         "no_5xx": not any(int(code) >= 500 for code in traffic["status"]),
         "pages_given_back": server["pages_after"] == 0 and server["pages_most"] > 0,
         "no_tracebacks": server["tracebacks"] == 0,
-        "drained": last["wrong"] == 0 and last["whole"] == last["asked"],
+        "drained": last["running"] > 0 and last["wrong"] == 0 and last["whole"] == last["asked"],
         "exit_code": last["exit_code"] == 0,
     }
     if held is not None and record["seconds"] >= STEADY_SECONDS:

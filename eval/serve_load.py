@@ -15,7 +15,7 @@ import threading
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, NamedTuple
 
 import httpx
 import torch
@@ -90,26 +90,45 @@ async def load(
         return [each for seen in await asyncio.gather(*asking) for each in seen]
 
 
+class Stopped(NamedTuple):
+    """A server that was told to stop while it answered.
+
+    Attributes:
+        outcomes: of everything that was asked for that.
+        running: answers that had not ended when it was told.
+        exit_code: its own.
+    """
+
+    outcomes: list[Outcome]
+    running: int
+    exit_code: int | None
+
+
 async def stop_amid(
-    server: ServerProcess, messages: Sequence[Any], longest: int
-) -> tuple[list[Outcome], int | None]:
-    """What becomes of answers while which the server is told to stop; and its exit code."""
+    server: ServerProcess, messages: Sequence[Any], longest: int, count: int
+) -> Stopped:
+    """Ask for ``count`` answers at once, for which there is room, and stop the server amid them;
+    ask again if they were faster.
+    """
     async with httpx.AsyncClient(base_url=server.address()) as http:
-        client = Client(http, "demo", messages)
-        asking = [
-            asyncio.ensure_future(client.ask(Order(number % len(messages), longest)))
-            for number in range(_LAST)
-        ]
+        client, outcomes = Client(http, "demo", messages), list[Outcome]()
         deadline = time.monotonic() + 60
-        while time.monotonic() < deadline:
-            seen = await asyncio.to_thread(server.metrics)
-            if seen["num_requests_running"] + seen["num_requests_waiting"] >= len(asking):
+        while True:
+            asking = [
+                asyncio.ensure_future(client.ask(Order(number % len(messages), longest)))
+                for number in range(count)
+            ]
+            while not all(task.done() for task in asking):
+                seen = await asyncio.to_thread(server.metrics)
+                if seen["num_requests_running"] + seen["num_requests_waiting"] >= count:
+                    break
+            running = sum(not task.done() for task in asking)
+            if running or time.monotonic() > deadline:
                 break
-            if all(task.done() for task in asking):
-                break
+            outcomes += await asyncio.gather(*asking)
         server.terminate()
-        outcomes = await asyncio.gather(*asking)
-    return outcomes, await asyncio.to_thread(server.exit_code)
+        outcomes += await asyncio.gather(*asking)
+    return Stopped(outcomes, running, await asyncio.to_thread(server.exit_code))
 
 
 def measure(
@@ -121,16 +140,18 @@ def measure(
     seconds: float,
     cancel: float,
     longest: int,
+    last: int,
 ) -> dict[str, Any]:
-    """Load a server that has started, stop it, and say what was seen."""
+    """Load a server that has started, stop it amid ``last`` answers, and say what was seen."""
     address, messages = server.address(), [each.messages for each in asked]
     began = time.perf_counter()
     with Watch(server, max(0.25, seconds / _SAMPLES)) as watch:
         outcomes = asyncio.run(load(address, messages, clients, seconds, cancel, longest))
     took = time.perf_counter() - began
     after = server.settled()
-    last, code = asyncio.run(stop_amid(server, messages, longest))
-    judged, drained = summary.judge(outcomes, references), summary.judge(last, references)
+    stopped = asyncio.run(stop_amid(server, messages, longest, last))
+    judged = summary.judge(outcomes, references)
+    drained = summary.judge(stopped.outcomes, references)
     record = {
         "seconds": took,
         "answers": judged.to_dict(),
@@ -147,10 +168,11 @@ def measure(
             "log": server.log[-5:],
         },
         "drain": {
-            "asked": len(last),
-            "whole": sum(each.end == "whole" for each in last),
+            "asked": len(stopped.outcomes),
+            "running": stopped.running,
+            "whole": sum(each.end == "whole" for each in stopped.outcomes),
             "wrong": len(drained.wrong),
-            "exit_code": code,
+            "exit_code": stopped.exit_code,
         },
         "failures": [each.detail for each in outcomes if each.end == "failed"][:5],
     }
@@ -209,7 +231,8 @@ def serve_load(
         for each in references:
             _ = each.tokens  # now, not while the server is measured
         given: dict[str, Any] = {"clients": clients, "cancel": cancel, "longest": longest}
-        record = measure(server, asked, references, seconds=seconds, **given)
+        last = min(_LAST, max_batch)
+        record = measure(server, asked, references, seconds=seconds, last=last, **given)
     drawn = {"distinct": distinct, "seed": seed}
     result = {"machine": ran, **given, **drawn, **limits, "drafter": drafter, **record}
     report(Console(), result)

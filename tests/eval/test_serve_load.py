@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 import typer
 from typer.testing import CliRunner
 
 from specdec.eval import load_summary as summary
+from specdec.eval.load_client import Client
 from specdec.eval.load_orders import Order, Outcome, orders
 from specdec.eval.load_prompts import Reference, prompts, reference
 from specdec.eval.serve_load import serve_load
@@ -42,10 +45,13 @@ def test_a_server_keeps_its_promises(tmp_path: Path) -> None:
     assert record["answers"]["compared_whole"] > 0
     assert record["traffic"]["tokens_per_second"] > 0
     assert record["speculation"]["num_spec_steps"] > 0
+    assert record["drain"]["asked"] % 4 == 0, "as many as run at once"
 
 
 def test_a_wrong_answer_is_one(right: Reference) -> None:
-    """Whole answers that are too short, beginnings that are none, and other reasons to end."""
+    """Whole answers that are too short, beginnings that are none, and other reasons to end;
+    clients that hung up before anything came, counted as compared.
+    """
     text, finish = right.text(8), right.finish(8)
     assert right.judge(text, 8, whole=True).kind == "same"
     assert right.judge(text[:3], 8, whole=False).kind == "same"
@@ -60,6 +66,9 @@ def test_a_wrong_answer_is_one(right: Reference) -> None:
     ]
     judged = summary.judge(answers, [right])
     assert (judged.whole, judged.begun, judged.tied, len(judged.wrong)) == (2, 3, 0, 3)
+    nothing = summary.judge([_outcome("", None, end="hung up")], [right])
+    assert (nothing.begun, nothing.wrong) == (0, [])
+    assert len(summary.judge([_outcome("", None)], [right]).wrong) == 1
 
 
 def test_a_tie_of_the_verifiers_own_is_none(small: Any) -> None:
@@ -91,6 +100,42 @@ def test_clients_ask_the_same_again() -> None:
     assert {"image", "same image", "text", "long text", "conversation"} <= set(kinds)
 
 
+def test_time_in_which_one_is_refused_counts() -> None:
+    """Latencies of the last attempt alone: a server that refuses for a second looks quick; and a
+    refusal that is told as the end of an attempt that had no response.
+    """
+    asked = []
+
+    async def answer(request: httpx.Request) -> httpx.Response:
+        asked.append(request)
+        if len(asked) % 2:
+            return httpx.Response(429, headers={"Retry-After": "0.3"})
+        if len(asked) > 2:
+            await asyncio.sleep(9)
+        events = [
+            {"choices": [{"index": 0, "delta": {"content": "a"}, "finish_reason": None}]},
+            {"choices": [{"index": 0, "delta": {}, "finish_reason": "stop"}]},
+        ]
+        lines = [f"data: {json.dumps(event)}\n\n" for event in events]
+        return httpx.Response(200, text="".join([*lines, "data: [DONE]\n\n"]))
+
+    async def main() -> list[Outcome]:
+        transport = httpx.MockTransport(answer)
+        async with httpx.AsyncClient(transport=transport, base_url="http://server") as http:
+            client = Client(http, "demo", [[]])
+            return [await client.ask(order) for order in (Order(0, 8), Order(0, 8, seconds=0.1))]
+
+    whole, gone = asyncio.run(main())
+    assert (whole.end, whole.status, whole.refusals) == ("whole", 200, 1)
+    assert whole.first is not None
+    assert whole.seconds >= whole.first >= whole.refused >= 0.3
+    found = summary.latencies([whole])
+    for name in ("first_token_ms", "end_to_end_ms"):
+        since_let_in = found["let_in"][name]["p50"]
+        assert found[name]["p50"] - since_let_in == pytest.approx(1000 * whole.refused, abs=0.01)
+    assert (gone.end, gone.status, gone.refusals) == ("hung up", 0, 1)
+
+
 def test_gates_fail_one_by_one() -> None:
     """A gate that does not look at what it names."""
     good: dict[str, Any] = {
@@ -98,7 +143,7 @@ def test_gates_fail_one_by_one() -> None:
         "answers": {"wrong": 0, "compared_whole": 9},
         "traffic": {"ends": {"whole": 9}, "status": {"200": 9, "429": 2}},
         "server": {"pages_after": 0.0, "pages_most": 0.5, "tracebacks": 0},
-        "drain": {"asked": 8, "whole": 8, "wrong": 0, "exit_code": 0},
+        "drain": {"asked": 8, "running": 5, "whole": 8, "wrong": 0, "exit_code": 0},
         "memory": {"growth": 0.0},
     }
     assert all(summary.gates(good).values())
@@ -111,6 +156,8 @@ def test_gates_fail_one_by_one() -> None:
         ("server", {"pages_most": 0.0}, "pages_given_back"),
         ("server", {"tracebacks": 2}, "no_tracebacks"),
         ("drain", {"whole": 7}, "drained"),
+        ("drain", {"running": 0}, "drained"),
+        ("drain", {"wrong": 1}, "drained"),
         ("drain", {"exit_code": -9}, "exit_code"),
         ("memory", {"growth": 0.1}, "memory"),
     ]:
