@@ -213,10 +213,11 @@ def _openai(asked: Asked) -> list[dict[str, Any]]:
 
 
 def _parts(content: Sequence[dict[str, Any]], sources: Iterator[str | bytes]) -> list[Any]:
-    return [_image(next(sources)) if part["type"] == "image" else part for part in content]
+    return [image_part(next(sources)) if part["type"] == "image" else part for part in content]
 
 
-def _image(source: str | bytes) -> dict[str, Any]:
+def image_part(source: str | bytes | Path) -> dict[str, Any]:
+    """An image's file or its bytes, as OpenAI's clients send it."""
     data = source if isinstance(source, bytes) else Path(source).read_bytes()
     url = f"data:image/png;base64,{base64.b64encode(data).decode()}"
     return {"type": "image_url", "image_url": {"url": url}}

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import base64
 import json
 import random
 from collections import Counter
@@ -15,6 +14,8 @@ import httpx
 from prometheus_client.parser import text_string_to_metric_families
 
 from specdec.demo import questions
+from specdec.eval.load_prompts import image_part
+from specdec.training.prompts import text_part
 
 # Any, below: JSON values.
 
@@ -37,11 +38,9 @@ def bodies(images: int, rounds: int, *, skip: int = 0, seed: int = 0) -> list[di
         raise ValueError(f"the embedded model has no {rounds} questions for {images} images more")
     asked = []
     for file in files:
-        data = base64.b64encode(file.read_bytes()).decode()
-        image = {"type": "image_url", "image_url": {"url": f"data:image/png;base64,{data}"}}
+        image = image_part(file)
         for text in texts:
-            content = [image, {"type": "text", "text": text}]
-            turn = {"role": "user", "content": content}
+            turn = {"role": "user", "content": [image, text_part(text)]}
             asked.append({"model": "demo", "messages": [turn], "max_tokens": _TOKENS})
     random.Random(seed).shuffle(asked)
     return [body | {"temperature": 0} for body in asked]
@@ -71,7 +70,8 @@ def by_replica(metrics: str) -> dict[str, int]:
 
 
 class Load:
-    """Asks all the time, every second one as a stream, while the context is open.
+    """Asks all the time, every second one as a stream, while the context is open. Answers are
+    greedy, so each has to be the first one to the same question again.
 
     Args:
         client: asks.
@@ -84,6 +84,7 @@ class Load:
     ) -> None:
         self._client, self._asked, self._clients = client, asked, clients
         self._ended: Counter[str] = Counter()
+        self._said: dict[str, str] = {}  # the first answer, by question
         self._stop = asyncio.Event()
         self._tasks: list[asyncio.Task[None]] = []
 
@@ -122,12 +123,20 @@ class Load:
         if answer.status_code != 200:
             return f"status {answer.status_code}, {answer.json()['error']['code']}"
         if not body["stream"]:
-            return "ok" if answer.json()["choices"][0]["finish_reason"] else "unfinished"
+            (choice,) = answer.json()["choices"]
+            return self._judge(body, choice["message"]["content"], choice["finish_reason"])
         *events, done = [line for line in answer.text.split("\n\n") if line]
         if done != "data: [DONE]":
             return "cut off"
         told = [json.loads(event.removeprefix("data: ")) for event in events]
         if "error" in told[-1]:
             return f"error event, {told[-1]['error']['code']}"
-        ends = [choice["finish_reason"] for event in told for choice in event["choices"]]
-        return "ok" if ends[-1] else "unfinished"
+        choices = [choice for event in told for choice in event["choices"]]
+        text = "".join(choice["delta"].get("content") or "" for choice in choices)
+        return self._judge(body, text, choices[-1]["finish_reason"])
+
+    def _judge(self, body: dict[str, Any], text: str, finish: str | None) -> str:
+        if not finish:
+            return "unfinished"
+        question = json.dumps(body["messages"])
+        return "ok" if self._said.setdefault(question, text) == text else "other answer"
