@@ -21,28 +21,16 @@ from transformers import PreTrainedModel
 
 from specdec.eval.capacity_check import Checked, check
 from specdec.eval.known_configs import NAMES
-from specdec.eval.plan import DTYPES, acceptance_of, drafter_of, model_of, numbers_of
+from specdec.eval.plan import acceptance_of, drafter_of, model_of, numbers_of
 from specdec.eval.queueing import Work, expected
 from specdec.eval.random_models import image_prompt
 from specdec.eval.record import machine, write
 from specdec.eval.serving_costs import ServingCosts, measure
+from specdec.eval.suite import DTYPES
 from specdec.eval.timing import Inputs
 
 SCHEMA = "specdec.capacity/1"
 _FULL = 0.8  # of its capacity: what a replica is planned for
-
-
-def work_of(
-    costs: ServingCosts, *, answer: float, shared: float, most: int, drafts: bool = True
-) -> Work:
-    """What a request takes, drafted for or not; ``shared``: the share whose image is known."""
-    return Work(
-        costs.prompt + shared * (costs.prompt_again - costs.prompt),
-        answer,
-        costs.per_step if drafts else 1.0,
-        costs.drafted if drafts else costs.plain,
-        most,
-    )
 
 
 def replicas_for(work: Work, rate: float, full: float = _FULL) -> int:
@@ -69,14 +57,31 @@ def prompt_pairs(model: PreTrainedModel, words: int, count: int) -> list[tuple[I
 
 
 def plan_of(
-    costs: ServingCosts, *, rate: float, answer: float, shared: float, most: int, kv_bytes: int
+    costs: ServingCosts,
+    *,
+    rate: float,
+    answer: float,
+    shared: float,
+    most: int,
+    kv_bytes: float,
+    drafter: bool = True,
 ) -> dict[str, Any]:  # Any: JSON values
-    """What a load takes, drafted for or not, whichever takes fewer replicas first."""
+    """What a load takes, drafted for or not, whichever takes fewer replicas first; plainly alone
+    where there is no ``drafter``, whose time would be left out.
+
+    Raises:
+        ValueError: the keys of a single request do not fit.
+    """
     each = (costs.prompt_tokens + answer) * costs.kv_bytes_per_token
-    fits = max(1, int(kv_bytes // each)) if kv_bytes else most
+    if 0 < kv_bytes < each:
+        raise ValueError(
+            f"the keys of one request take {each / 2**20:.3g} MiB, and there are "
+            f"{kv_bytes / 2**20:.3g} MiB for keys"
+        )
+    fits = int(kv_bytes // each) if kv_bytes else most
     plans: list[dict[str, Any]] = []
-    for drafts in (True, False):
-        work = work_of(costs, answer=answer, shared=shared, most=min(most, fits), drafts=drafts)
+    for drafts in (True, False)[not drafter :]:
+        work = costs.work(answer=answer, shared=shared, most=min(most, fits), drafts=drafts)
         replicas = replicas_for(work, rate)
         found = expected(work, rate / replicas)
         plans.append(
@@ -93,7 +98,7 @@ def plan_of(
         "load": {"rate": rate, "answer_tokens": answer, "shared_images": shared},
         "kv_bytes_per_request": round(each),
         "max_batch": min(most, fits),
-        "drafting_pays_up_to_batch": pays_up_to(costs, most),
+        "drafting_pays_up_to_batch": pays_up_to(costs, most) if drafter else None,
         "plans": plans,
     }
 
@@ -123,13 +128,19 @@ def _table(plan: dict[str, Any], title: str) -> Table:
 
 def _say(checked: Checked, console: Console) -> None:
     for load in checked.loads:
-        said = load.measured
+        said, hoped = load.measured, load.expected
+        full = "more than" if hoped is None else f"{100 * hoped.utilisation:.0f} % of"
         console.print(
-            f"{said.rate:.2f} requests/s, {100 * load.share:.0f} % of capacity: "
-            f"{said.tokens_per_second:.0f} tokens/s, first token {1000 * said.first_token:.0f} ms, "
-            f"then one in {1000 * said.between_tokens:.1f} ms, measured; expected were "
+            f"{said.rate:.2f} requests/s, {full} capacity: first token "
+            f"{1000 * said.first_token:.0f} ms, then one in {1000 * said.between_tokens:.1f} ms, "
+            "measured; expected were "
             + (", ".join(f"{n} {e:+.0f} %" for n, e in load.error_percent.items()) or "none")
         )
+    most = checked.saturated
+    console.print(
+        f"saturated: {most.measured.tokens_per_second:.0f} tokens/s, measured; expected were "
+        f"{most.tokens_per_second:.0f}, {most.error_percent:+.0f} %"
+    )
 
 
 def capacity(
@@ -169,7 +180,7 @@ def capacity(
     loads: Annotated[
         str, typer.Option(help="With --check: percent of a replica's capacity, by commas.")
     ] = "30,60,85",
-    requests: Annotated[int, typer.Option(min=1, help="With --check: of each load.")] = 100,
+    requests: Annotated[int, typer.Option(min=2, help="With --check: of each load.")] = 100,
     out: Annotated[Path | None, typer.Option(help="JSON file to write.")] = None,
 ) -> None:
     """Measure what answering costs here and say how many replicas a load takes."""
@@ -186,11 +197,11 @@ def capacity(
         verifier = model_of(model, DTYPES[dtype], on)
         drafts = drafter_of(drafter, verifier)
         accepted = acceptance_of(acceptance, profile, method)
-        pairs = prompt_pairs(verifier, words, rounds)
+        pairs = prompt_pairs(verifier, words, 1 + rounds)
         each = numbers_of(batch, "batch")
         costs = measure(verifier, drafts, accepted, pairs, batches=each, depth=depth, tokens=answer)
         sizes: dict[str, Any] = {"rate": rate, "answer": answer, "shared": shared, "most": most}
-        plan = plan_of(costs, **sizes, kv_bytes=int(kv_gib * 2**30))
+        plan = plan_of(costs, **sizes, kv_bytes=kv_gib * 2**30, drafter=drafts is not None)
         checked: Checked | None = None
         if compare:
             assert drafts is not None
@@ -206,15 +217,16 @@ def capacity(
             )
     except ValueError as error:
         raise typer.BadParameter(str(error)) from error
-    title = f"{model}, drafter {drafter}; acceptance {accepted.source}. Expected, not measured"
-    console.print(_table(plan, title))
+    who = f"drafter {drafter}; acceptance {accepted.source}" if drafts else "no drafter"
+    console.print(_table(plan, f"{model}, {who}. Expected, not measured"))
     pays = plan["drafting_pays_up_to_batch"]
-    console.print(
-        f"drafting pays in steps of up to {pays} requests" if pays else "drafting never pays"
-    )
+    if pays is not None:
+        console.print(
+            f"drafting pays in steps of up to {pays} requests" if pays else "drafting never pays"
+        )
     record |= {
         **{"model": model, "drafter": drafter, "dtype": dtype, "device": str(on)},
-        "acceptance": accepted.source,
+        "acceptance": accepted.source if drafts else None,
         "costs": costs.to_dict(),
         "plan": plan,
     }

@@ -16,7 +16,7 @@ from transformers import PreTrainedModel
 from specdec.engine import Engine
 from specdec.eval.filled import Filled, milliseconds
 from specdec.eval.projection import Acceptance
-from specdec.eval.queueing import Steps
+from specdec.eval.queueing import Steps, Work
 from specdec.eval.throughput import submit, throughput
 from specdec.eval.timing import Inputs
 from specdec.interfaces import Drafter, reads_of
@@ -54,6 +54,23 @@ class ServingCosts:
         """Ready for ``json.dumps``."""
         return asdict(self)
 
+    def work(self, *, answer: float, shared: float, most: int, drafts: bool = True) -> Work:
+        """What a request takes.
+
+        Args:
+            answer: its tokens.
+            shared: share of requests whose image is known.
+            most: requests that run at once.
+            drafts: whether it is drafted for.
+        """
+        return Work(
+            self.prompt + shared * (self.prompt_again - self.prompt),
+            answer,
+            self.per_step if drafts else 1.0,
+            self.drafted if drafts else self.plain,
+            most,
+        )
+
     def speedup(self, requests: int) -> float:
         """Of decoding, when so many share a step."""
         return self.per_step * self.plain.seconds(requests) / self.drafted.seconds(requests)
@@ -75,7 +92,7 @@ def measure(
         model: the verifier, with any weights.
         drafter: who drafts; ``None``: nobody, for nothing.
         acceptance: how far drafts are accepted.
-        prompts: two each about one image, or beginning alike otherwise.
+        prompts: two each about one image, which no other pair is about; the first is a warm-up.
         batches: how many requests share a step, rising.
         depth: of the chains.
         tokens: of the answers that are timed.
@@ -110,14 +127,12 @@ def measure(
 def _prompts(
     model: PreTrainedModel, drafter: Drafter | None, prompts: Sequence[tuple[Inputs, Inputs]]
 ) -> tuple[float, float]:
-    """Median seconds of a prompt, and of one that begins like one before; the first pair is a
-    warm-up.
-    """
+    """Median seconds of a prompt, and of one that begins like one before."""
     verifier = TransformersVerifier(model, taps=reads_of(drafter).layers)
     taken: tuple[list[float], list[float]] = ([], [])
     engine = Engine(verifier, None, chain(0))
     try:
-        for pair in (prompts[0], *prompts):
+        for pair in prompts:
             for inputs, times in zip(pair, taken, strict=True):
                 submit(engine, model, inputs, 1)
 
