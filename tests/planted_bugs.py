@@ -961,6 +961,20 @@ BUGS = (
         "tests/eval/test_gpu_suite.py",
     ),
     Bug(
+        "a gate whose tests did not run is open",
+        "eval/gpu_suite.py",
+        'found["exit_code"] != 0 or not found["passed"]',
+        'found["failed"] or found["error"]',
+        "tests/eval/test_gpu_suite.py",
+    ),
+    Bug(
+        "a gate that there was no time for is open",
+        "eval/gpu_suite.py",
+        "if self._run(name, name, partial(_or_red, part)) is None:",
+        "if self._run(name, name, partial(_or_red, part)) is False:",
+        "tests/eval/test_gpu_suite.py",
+    ),
+    Bug(
         "the floor has the table of input embeddings in it",
         "eval/gpu_models.py",
         "    parts = list(text_layers(model).parameters())",
@@ -1651,6 +1665,34 @@ BUGS = (
         "i = min(running, self.most)",
         "i = running",
         "tests/eval/test_capacity.py",
+    ),
+    Bug(
+        "a full engine's beginning and end count as full",
+        "eval/open_loop.py",
+        "began, done = ends[most - 1], ends[len(ends) - most]",
+        "began, done = 0.0, ends[-1]",
+        "tests/eval/test_capacity.py",
+    ),
+    Bug(
+        "batches are compared with themselves",
+        "eval/batches.py",
+        "check(model, asked, right, run.answers, TIE)",
+        "check(model, asked, run.answers, run.answers, TIE)",
+        "tests/eval/test_batches.py",
+    ),
+    Bug(
+        "what refusals take is no waiting",
+        "eval/load_client.py",
+        "outcome.first = now - outcome.asked",
+        "outcome.first = now - outcome.asked - outcome.refused",
+        "tests/eval/test_serve_load.py",
+    ),
+    Bug(
+        "a server that had nothing to do is drained",
+        "eval/load_summary.py",
+        'last["running"] > 0',
+        'last["running"] >= 0',
+        "tests/eval/test_serve_load.py",
     ),
     # Replicas.
     Bug(
