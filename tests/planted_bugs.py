@@ -1472,6 +1472,13 @@ BUGS = (
         BATCHING,
     ),
     Bug(
+        "prompts hold up everybody where nothing is shared",
+        "verifiers/transformers_model.py",
+        "if not self._in_pieces:",
+        "if not self.shares:",
+        BATCHING,
+    ),
+    Bug(
         "batching: a request that was cancelled keeps its pages",
         "specdec/engine/engine.py",
         """                there.remove(request)

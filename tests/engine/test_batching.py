@@ -128,6 +128,25 @@ def test_two_questions_about_the_same_compute_it_once(
     assert [first.output, second.output] == [cases[3][1], cases[6][1]]
 
 
+def test_prompts_run_in_pieces_where_nothing_is_shared(
+    model: PreTrainedModel, cases: list[tuple[Tensor, list[int]]]
+) -> None:
+    """Turning sharing off has prompts run whole, holding up everybody else, or has them share."""
+    verifier = TransformersVerifier(model, page_size=4)
+    verifier.shares = False
+    engine = Engine(verifier, None, limits=Limits(max_batch=8, max_step_tokens=8))
+    requests = [submit(engine, cases[index][0]) for index in (3, 6)]  # they begin alike
+    engine.step()
+    assert engine.num_prefilling > 0
+    finish(engine)
+    again = submit(engine, cases[3][0])
+    finish(engine)
+    assert [request.stats.num_cached_tokens for request in (*requests, again)] == [0, 0, 0]
+    assert [request.output for request in requests] == [cases[3][1], cases[6][1]]
+    assert again.output == cases[3][1]
+    verifier.check_integrity()
+
+
 def rows(number: int, priority: int) -> list[Request]:
     prompt = Prompt(torch.ones(1, 2, dtype=torch.long), (0,), {})
     return [Request.from_row(number, prompt, 0, Decoding(max_length=4), priority)]
