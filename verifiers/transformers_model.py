@@ -25,7 +25,7 @@ from specdec.verifiers.encoding import PromptEncoder
 from specdec.verifiers.key_transfer import write_columns
 from specdec.verifiers.overrides import override
 from specdec.verifiers.page_keys import root
-from specdec.verifiers.pieces import begin, next_nodes, settle
+from specdec.verifiers.pieces import ahead, begin, next_nodes, settle
 from specdec.verifiers.prefill import Handle, Prefiller
 from specdec.verifiers.spec import read_spec, unsupported
 
@@ -182,7 +182,7 @@ class TransformersVerifier:
         assert handle.text is not None
         sequence, size, length = handle.sequence, self._paged.kv.page_size, len(handle.text)
         pages = -(-(sequence.lead + length) // size) - len(sequence.pages)
-        return Lack(length - sequence.committed, pages)
+        return Lack(ahead(handle), pages)
 
     @property
     def pages_left(self) -> int | None:

@@ -125,12 +125,13 @@ class Intake:
             if rows[0].decoding.together is not None:
                 raise  # its rows must not be parted
             half = len(rows) // 2
-            for part in (rows[:half], rows[half:]):
-                self.waiting.add(part)
-            self.full = half == 0
-            if self.full and alone:
+            self.waiting.put_back(rows[:half], rows[half:])
+            if half:
+                return []
+            if alone:
                 raise
-            return [] if half else None
+            self.full = True
+            return None
         finally:
             self._stats.times.prefill += time.perf_counter() - began
 
@@ -174,6 +175,9 @@ class Intake:
         return request.decoding.max_length + self._room
 
     def _count(self, request: Request, cached: int) -> None:
+        """Count its prompt, the first time that it is run."""
+        if request.stats.num_prompt_tokens:
+            return
         for stats in (request.stats, self._stats):
             stats.num_prompt_tokens += request.view.prompt_length
             stats.num_cached_tokens += cached
