@@ -166,7 +166,7 @@ async def _pause(engine: AsyncEngine, inputs: Inputs, tokens: int) -> float:
 
 def _engine(model: PreTrainedModel, drafter: Drafter | None, limits: Limits) -> AsyncEngine:
     engine = AsyncEngine(model, drafter, limits=limits)
-    engine.threaded.verifier.shares = False  # every prompt is run as a whole
+    engine.threaded.verifier.shares = False  # every prompt is run anew
     return engine
 
 

@@ -8,6 +8,10 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 
+_OPEN = "\N{REPLACEMENT CHARACTER}"  # what a character that is not complete decodes to
+_LONG = 16  # tokens: more than are ever open of text that is valid
+
+
 class Detokenizer:
     """Gives the text that each token adds; together that is the text of all of them.
 
@@ -27,8 +31,12 @@ class Detokenizer:
     def add(self, token: int) -> str:
         """What ``token`` adds."""
         self.tokens.append(token)
-        text = self._decode(len(self.tokens))
-        return "" if text.endswith("\N{REPLACEMENT CHARACTER}") else self._advance(text)
+        count = len(self.tokens)
+        # Where nothing has become a character for long, the last tokens say whether it goes on.
+        if count - self._start > _LONG and self._decode(count, since=count - _LONG).endswith(_OPEN):
+            return ""
+        text = self._decode(count)
+        return "" if text.endswith(_OPEN) else self._advance(text)
 
     def end(self) -> str:
         """What is left of a text that ended inside a character."""
@@ -39,8 +47,8 @@ class Detokenizer:
         self._start, self._shown = self._shown, len(self.tokens)
         return added
 
-    def _decode(self, end: int) -> str:
-        tokens = self.tokens[self._start : end]
+    def _decode(self, end: int, since: int | None = None) -> str:
+        tokens = self.tokens[self._start if since is None else since : end]
         text = self._tokenizer.decode(tokens, skip_special_tokens=True)
         assert isinstance(text, str)
         return text

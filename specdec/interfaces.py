@@ -200,7 +200,9 @@ class Prompt(NamedTuple):
 
 
 class Lack(NamedTuple):
-    """What a prompt that was begun still takes: tokens to be run, and pages more than it has."""
+    """What a prompt that was begun still takes: tokens of its next piece, at most, and pages more
+    than it has.
+    """
 
     tokens: int
     pages: int

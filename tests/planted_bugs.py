@@ -1486,6 +1486,47 @@ BUGS = (
         BATCHING,
     ),
     Bug(
+        "batching: a prompt that fits no cache leaves the engine waiting",
+        "specdec/engine/intake.py",
+        """            if alone:
+                raise
+            self.full = True
+""",
+        """            self.full = True
+            if alone:
+                raise
+""",
+        BATCHING,
+    ),
+    Bug(
+        "batching: a whole prompt loses its turn",
+        "specdec/engine/limits.py",
+        "        self._let_in -= 1\n",
+        "",
+        BATCHING,
+    ),
+    Bug(
+        "batching: a piece is longer than kernels take",
+        "verifiers/pieces.py",
+        "return min(end - start, paged_model.PIECE)",
+        "return end - start",
+        "tests/verifiers/test_backends.py",
+    ),
+    Bug(
+        "text that never decodes is decoded anew at every token",
+        "specdec/detokenizer.py",
+        "if count - self._start > _LONG and",
+        "if False and",
+        "tests/test_detokenizer.py",
+    ),
+    Bug(
+        "prompts hold up everybody where nothing is shared",
+        "verifiers/transformers_model.py",
+        "if not self._in_pieces:",
+        "if not self.shares:",
+        BATCHING,
+    ),
+    Bug(
         "batching: a request that was cancelled keeps its pages",
         "specdec/engine/engine.py",
         """                there.remove(request)

@@ -59,8 +59,13 @@ class PromptEncoder:
         self._in_pieces = True  # until a prompt shows otherwise
 
     @torch.no_grad()
-    def encode(self, prompt: Prompt) -> Encoded | None:
-        """What is known of it; ``None`` if it has to be run in one piece."""
+    def encode(self, prompt: Prompt, *, shares: bool) -> Encoded | None:
+        """What is known of it; ``None`` if it has to be run in one piece.
+
+        Args:
+            prompt: of one row.
+            shares: it is compared with those before: by its images, and later by its pages.
+        """
         if prompt.ready is not None or len(prompt.input_ids) != 1 or not self._in_pieces:
             return None
         size, padding = self._paged.kv.page_size, prompt.padding[0]
@@ -71,14 +76,14 @@ class PromptEncoder:
             inputs = prepared_inputs(self._model, prompt, self._paged)
             embeds = None
             if keys.images:
-                embeds = self._remembered(tokens, keys.images)
+                embeds = self._remembered(tokens, keys.images) if shares else None
                 if embeds is None:
                     embeds = self._looked(inputs, padding, tokens, keys)
                     if embeds is None:
                         self._in_pieces = False
                         return None
         positions = positions_of(inputs.get("position_ids"), 0, padding, prompt.input_ids)
-        return Encoded(embeds, positions, keys.pages, keys.lead)
+        return Encoded(embeds, positions, keys.pages if shares else [], keys.lead)
 
     def _looked(
         self, inputs: Mapping[str, Any], padding: int, tokens: Tensor, keys: RowKeys

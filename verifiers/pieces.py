@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from torch import Tensor
 
 from specdec.interfaces import Piece, Prefilled, Prompt
-from specdec.runtime import NodeBatch, PagedModel
+from specdec.runtime import NodeBatch, PagedModel, paged_model
 from specdec.verifiers.prefill import Begun, Handle
 
 
@@ -45,15 +45,23 @@ def begin(
     return Handle(sequence, text, offset, prompt=len(asked), begun=begun)
 
 
+def ahead(handle: Handle) -> int:
+    """Tokens of its next piece, at most: as many as a forward takes of a request, and not both of
+    the prompt and of what was said behind it.
+    """
+    assert handle.text is not None
+    start = handle.sequence.committed
+    end = handle.prompt if start < handle.prompt else len(handle.text)
+    return min(end - start, paged_model.PIECE)
+
+
 def next_nodes(piece: Piece, *, watches: bool) -> NodeBatch:
     """The next tokens of a prompt, or of what was said behind it."""
     handle: Handle = piece.handle
     assert handle.begun is not None
     assert handle.text is not None
     encoded, start = handle.begun.encoded, handle.sequence.committed
-    stop = min(start + piece.most, len(handle.text))
-    if start < handle.prompt:
-        stop = min(stop, handle.prompt)
+    stop = start + min(piece.most, ahead(handle))
     tokens = handle.text[start:stop]
     ends = stop == len(handle.text)
     watched = len(tokens) - 1 if watches and ends else None

@@ -24,7 +24,7 @@ from specdec.verifiers.encoding import PromptEncoder
 from specdec.verifiers.key_transfer import write_columns
 from specdec.verifiers.overrides import override
 from specdec.verifiers.page_keys import root
-from specdec.verifiers.pieces import begin, next_nodes, settle
+from specdec.verifiers.pieces import ahead, begin, next_nodes, settle
 from specdec.verifiers.prefill import Handle, Prefiller
 from specdec.verifiers.spec import read_spec, unsupported
 
@@ -110,7 +110,7 @@ class TransformersVerifier:
         self._gaze = gaze and not kinds
         self._gaze_every = gaze_every if self._gaze else 0
         # Pages hold no states, so what begins alike has nothing to share.
-        self.shares = special.shares and not kinds
+        self.shares = self._in_pieces = special.shares and not kinds
         self._counts_padding = special.counts_padding
         asked = {"visual_mass": visual_mass, "hidden": hidden}
         self.gives = frozenset(name for name, wanted in asked.items() if wanted)
@@ -162,12 +162,12 @@ class TransformersVerifier:
     def encode(self, prompt: Prompt) -> Prompt:
         """The same with ``encoded`` set, if it can be run piece by piece.
 
-        Images are looked at, or taken from what is kept of those that were. Another thread may do
-        it, while this one verifies.
+        Images are looked at, or, where it ``shares``, taken from what is kept of those that were.
+        Another thread may do it, while this one verifies.
         """
-        if not self.shares or (self.taps and not self._paged.remembers):
+        if not self._in_pieces:
             return prompt
-        return prompt._replace(encoded=self._encoder.encode(prompt))
+        return prompt._replace(encoded=self._encoder.encode(prompt, shares=self.shares))
 
     def begin(
         self, prompt: Prompt, said: Sequence[int], room: int, beside: Sequence[Handle]
@@ -181,7 +181,7 @@ class TransformersVerifier:
         assert handle.text is not None
         sequence, size, length = handle.sequence, self._paged.kv.page_size, len(handle.text)
         pages = -(-(sequence.lead + length) // size) - len(sequence.pages)
-        return Lack(length - sequence.committed, pages)
+        return Lack(ahead(handle), pages)
 
     @property
     def pages_left(self) -> int | None:

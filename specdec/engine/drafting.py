@@ -9,7 +9,7 @@ from specdec.engine.planner import Planner, within
 from specdec.engine.request import Request
 from specdec.interfaces import Drafter
 from specdec.stats import AcceptanceStats
-from specdec.tree import DraftTree, root_only
+from specdec.tree import DraftTree, chain, root_only
 
 _UNTIMED = 7  # steps in a row that may run pieces of prompts, where their times are of interest
 _LOG = logging.getLogger("specdec")
@@ -69,6 +69,7 @@ class Drafting:
             _LOG.warning("drafter %s failed, decoding plainly: %r", self._drafter.name, error)
             for request in running:
                 request.drafts = False
+                request.view.shape = chain(0)  # nothing that was refused, and not slow either
                 self._drafter.release(request.view.id)
             return plain
 

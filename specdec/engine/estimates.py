@@ -18,6 +18,14 @@ if TYPE_CHECKING:
     from specdec.engine.request import Request
 
 
+# Of each node; ``None`` where nobody asks, and an error where it cannot be estimated.
+Estimate = Sequence[float] | ValueError | None
+_NO_Q = (
+    "acceptance estimates reliance from the drafter's distributions, and this drafter gives none; "
+    "use another estimator or another drafter"
+)
+
+
 def needs(rule: Rule | None) -> frozenset[Need]:
     """What the rule's estimator reads."""
     return frozenset() if rule is None or rule.reliance is None else rule.reliance.needs
@@ -25,12 +33,8 @@ def needs(rule: Rule | None) -> frozenset[Need]:
 
 def estimates(
     requests: Sequence[Request], trees: Sequence[DraftTree], verified: Verified
-) -> list[Sequence[float] | None]:
-    """Per request the visual reliance of each of its nodes; ``None`` where nobody asks.
-
-    Raises:
-        ValueError: a rule needs the drafter's distributions, and the drafter gives none.
-    """
+) -> list[Estimate]:
+    """Per request what is known of the visual reliance of its nodes."""
     rules = [request.decoding.rule for request in requests]
     asked = {id(rule.reliance): rule.reliance for rule in rules if rule and rule.reliance}
     if not asked:
@@ -45,11 +49,14 @@ def estimates(
         nodes=len(verified.logits),
     )
     values = {key: reliance.values(evidence).tolist() for key, reliance in asked.items()}
-    found: list[Sequence[float] | None] = []
+    found: list[Estimate] = []
     start = 0
     for rule, tree in zip(rules, trees, strict=True):
         known = values.get(id(rule.reliance)) if rule else None
-        found.append(None if known is None else known[start : start + len(tree)])
+        if "divergence" in needs(rule) and tree.q is None and len(tree) > 1:
+            found.append(ValueError(_NO_Q))
+        else:
+            found.append(None if known is None else known[start : start + len(tree)])
         start += len(tree)
     return found
 
@@ -65,12 +72,7 @@ def _divergences(
     for request, tree, block in zip(requests, trees, blocks, strict=True):
         divergence = torch.ones(len(tree), device=logits.device)
         inner = [node for node, below in enumerate(tree.topology.children) if below]
-        if inner and "divergence" in needs(request.decoding.rule):
-            if tree.q is None:
-                raise ValueError(
-                    "acceptance estimates reliance from the drafter's distributions, and this "
-                    "drafter gives none; use another estimator or another drafter"
-                )
+        if inner and tree.q is not None and "divergence" in needs(request.decoding.rule):
             # Most trees are numbered so that leaves come last: then nothing is copied.
             leading = inner == list(range(len(inner)))
             rows: list[int] | slice = slice(len(inner)) if leading else inner

@@ -39,7 +39,7 @@ class Intake:
         waiting: those who wait.
         prefilling: those whose prompts are being run piece by piece.
         full: the pages do not suffice for those who wait, until somebody gives some back.
-        entering: those who were let in last.
+        entering: those who are being let in, or were last.
     """
 
     def __init__(
@@ -65,6 +65,7 @@ class Intake:
         Raises:
             OutOfPages: not even a single request fits.
         """
+        self.entering = []
         while not self.full and (rows := self.waiting.first()):
             there = len(running) + len(self.prefilling)
             if there and there + len(rows) > self._limits.max_batch:
@@ -125,12 +126,13 @@ class Intake:
             if rows[0].decoding.together is not None:
                 raise  # its rows must not be parted
             half = len(rows) // 2
-            for part in (rows[:half], rows[half:]):
-                self.waiting.add(part)
-            self.full = half == 0
-            if self.full and alone:
+            self.waiting.put_back(rows[:half], rows[half:])
+            if half:
+                return []
+            if alone:
                 raise
-            return [] if half else None
+            self.full = True
+            return None
         finally:
             self._stats.times.prefill += time.perf_counter() - began
 
@@ -174,6 +176,9 @@ class Intake:
         return request.decoding.max_length + self._room
 
     def _count(self, request: Request, cached: int) -> None:
+        """Count its prompt, the first time that it is run."""
+        if request.stats.num_prompt_tokens:
+            return
         for stats in (request.stats, self._stats):
             stats.num_prompt_tokens += request.view.prompt_length
             stats.num_cached_tokens += cached

@@ -21,7 +21,9 @@ class Limits:
         max_batch: requests that run at once. Rows of one prompt that cannot be run in pieces are
             let in together, however many.
         max_step_tokens: tokens of a step: nodes of trees, and pieces of prompts.
-        max_waiting: requests beyond those that run, after which no more are taken.
+        max_waiting: requests beyond those that run, after which no more are taken. Each holds its
+            prompt on the model's device, images' pixels and features included, which no budget
+            counts.
         turn: of so many that are let in, one is the longest waiting.
     """
 
@@ -72,6 +74,12 @@ class Waiting:
         """They are let in."""
         self._groups.remove(rows)
         self._let_in += 1
+
+    def put_back(self, *parts: list[Request]) -> None:
+        """There was no room for those who were taken last: it is their turn as before."""
+        self._let_in -= 1
+        for rows in parts:
+            self.add(rows)
 
     def drop(self, request: Request) -> None:
         """It does not wait any more."""

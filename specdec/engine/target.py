@@ -23,6 +23,7 @@ from specdec.acceptance import (
     supply,
     uniforms_needed,
 )
+from specdec.engine.estimates import Estimate
 from specdec.engine.request import Emission, Logprobs, Request
 from specdec.ledger import Entry
 from specdec.tree import DraftTree
@@ -37,7 +38,7 @@ class Target:
         request: the request.
         tree: its tree.
         logits: raw logits ``(n, V)`` behind the tree's nodes.
-        reliance: per node how much the token behind it depends on the image, where that is known.
+        estimate: how much the token behind each node depends on the image, where that is known.
 
     Attributes:
         emissions: the tokens that were handed out, in order.
@@ -51,12 +52,17 @@ class Target:
         request: Request,
         tree: DraftTree,
         logits: Tensor,
-        reliance: Sequence[float] | None = None,
+        estimate: Estimate = None,
     ) -> None:
         self.request = request
         self.tree = tree
         self.logits = logits
-        self.reliance = reliance
+        self.reliance: Sequence[float] | None = None
+        self._fault: ValueError | None = None
+        if isinstance(estimate, ValueError):
+            self._fault = estimate
+        else:
+            self.reliance = estimate
         self.emissions: list[Emission] = []
         self.verdict: Verdict | None = None
         self.broken: frozenset[int] = frozenset()
@@ -86,8 +92,10 @@ class Target:
             scores: processed scores ``(V,)`` behind the root, if they are known already.
 
         Raises:
-            ValueError: a node on the way is broken.
+            ValueError: a node on the way is broken, or reliance cannot be estimated.
         """
+        if self._fault is not None:
+            raise self._fault
         if scores is not None:
             self._scores[0] = scores
         if 0 in self.broken:

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from specdec.kernels.batch import TreeRequest
 
 WORD = 32  # bits of an ancestor word
-MAX_SCRATCH = 256
+MAX_SCRATCH = 256  # nodes of a request
 
 
 class PackedBatch(NamedTuple):

@@ -18,7 +18,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from specdec.cache import PagedKV, SequenceKV
-from specdec.kernels import TreeBatch
+from specdec.kernels import MAX_SCRATCH, TreeBatch
 from specdec.runtime import hook
 from specdec.runtime.bypass import Bypass
 from specdec.runtime.dense import DenseForward
@@ -32,7 +32,7 @@ from specdec.runtime.shards import of_all_heads, shards_of
 from specdec.runtime.taps import Taps
 
 _IMPLEMENTATION = "_attn_implementation_internal"
-PIECE = 256  # tokens of a text that are run at once
+PIECE = MAX_SCRATCH  # tokens of a text that are run at once
 
 
 class PagedModel:

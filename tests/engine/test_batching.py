@@ -12,11 +12,13 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+import specdec
 from specdec.cache import OutOfPages
-from specdec.drafters import TextOnlyDrafter
+from specdec.calls import rule_of
+from specdec.drafters import NgramDrafter, TextOnlyDrafter
 from specdec.engine import Decoding, Engine, Limits, Request
 from specdec.engine.limits import Waiting
-from specdec.engine.planner import within
+from specdec.engine.planner import Fixed, Outcome, within
 from specdec.interfaces import DraftRequest, Prompt, Verified
 from specdec.tree import DraftTree, Dynamic, chain, static
 from specdec.verifiers import TransformersVerifier
@@ -128,6 +130,115 @@ def test_two_questions_about_the_same_compute_it_once(
     assert [first.output, second.output] == [cases[3][1], cases[6][1]]
 
 
+def test_prompts_run_in_pieces_where_nothing_is_shared(
+    model: PreTrainedModel, cases: list[tuple[Tensor, list[int]]]
+) -> None:
+    """Turning sharing off has prompts run whole, holding up everybody else, or has them share."""
+    verifier = TransformersVerifier(model, page_size=4)
+    verifier.shares = False
+    engine = Engine(verifier, None, limits=Limits(max_batch=8, max_step_tokens=8))
+    requests = [submit(engine, cases[index][0]) for index in (3, 6)]  # they begin alike
+    engine.step()
+    assert engine.num_prefilling > 0
+    finish(engine)
+    again = submit(engine, cases[3][0])
+    finish(engine)
+    assert [request.stats.num_cached_tokens for request in (*requests, again)] == [0, 0, 0]
+    assert [request.output for request in requests] == [cases[3][1], cases[6][1]]
+    assert again.output == cases[3][1]
+    verifier.check_integrity()
+
+
+def test_what_goes_wrong_with_nobody_in_particular_is_told(
+    model: PreTrainedModel,
+    cases: list[tuple[Tensor, list[int]]],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """An error before anybody is let in, which would come again and again, nobody hearing of it."""
+    engine = Engine(TransformersVerifier(model), None, limits=Limits(), isolates=True)
+    with pytest.raises(ValueError, match="priority must be an int, got None"):
+        submit(engine, cases[0][0], None)  # type: ignore[arg-type]  # that is the point
+    submit(engine, cases[1][0])
+    monkeypatch.setattr(Waiting, "first", lambda _: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        engine.step()
+
+
+def whole(engine: Engine, ids: Tensor) -> Request:
+    """A prompt that is not run in pieces."""
+    decoding = Decoding(max_length=ids.shape[1] + NEW_TOKENS)
+    (request,) = engine.submit(Prompt(ids, (0,), {}), decoding)
+    return request
+
+
+def test_a_whole_prompt_that_never_fits_leaves_others_alone(
+    model: PreTrainedModel, cases: list[tuple[Tensor, list[int]]]
+) -> None:
+    """Nobody let in any more behind it: there is nobody who could give pages back."""
+    page = TransformersVerifier(model, page_size=4)
+    page.prefill(Prompt(cases[0][0], (0,), {}), 40)
+    verifier = TransformersVerifier(model, page_size=4, kv_cache_bytes=12 * page.bytes_per_page)
+    verifier.measure()
+    engine = Engine(verifier, None, limits=Limits(), isolates=True)
+    large, small = whole(engine, torch.ones(1, 200, dtype=torch.long)), whole(engine, cases[1][0])
+    for _ in range(2 * NEW_TOKENS):
+        engine.step()
+    assert isinstance(large.error, OutOfPages)
+    assert small.output == cases[1][1]
+    assert not engine.has_work
+
+
+def test_a_whole_prompt_does_not_lose_its_turn(model: PreTrainedModel) -> None:
+    """One that finds no pages when its turn comes: urgent ones would overtake it for ever."""
+    page = TransformersVerifier(model, page_size=4)
+    page.measure()
+    verifier = TransformersVerifier(model, page_size=4, kv_cache_bytes=24 * page.bytes_per_page)
+    verifier.measure()
+    engine = Engine(verifier, None, limits=Limits(max_batch=8, turn=4))
+    generator, come = torch.Generator().manual_seed(1), count()
+
+    def prompt(length: int) -> Prompt:
+        return Prompt(torch.randint(2, 140, (1, length), generator=generator), (0,), {})
+
+    def urgent() -> Request:
+        (request,) = engine.submit(prompt(5), Decoding(max_length=20 + next(come) % 7), 5)
+        return request
+
+    running = [urgent() for _ in range(6)]
+    for _ in range(3):
+        engine.step()
+    (patient,) = engine.submit(prompt(60), Decoding(max_length=65))  # takes most pages
+    while not patient.finished and next(come) < 400:
+        running = [request for request in running if not request.finished]
+        running += [urgent() for _ in range(8 - len(running))]
+        engine.step()
+    assert patient.finish_reason == "length"
+
+
+@pytest.mark.parametrize("isolates", [True, False])
+def test_acceptance_that_a_drafter_cannot_serve_ends_its_own_request(
+    model: PreTrainedModel, cases: list[tuple[Tensor, list[int]]], isolates: bool
+) -> None:
+    """Everybody's requests, where one asks for distributions of a drafter without any."""
+    rule = specdec.Relaxed(0.2, reliance="divergence", guards=())
+    engine = Engine(
+        TransformersVerifier(model), NgramDrafter(), chain(3), Limits(), isolates=isolates
+    )
+    ids = torch.tensor([[5, 6, 7, 5, 6, 7, 5, 6]])
+    answer = model.generate(ids, max_new_tokens=NEW_TOKENS, do_sample=False, eos_token_id=None)
+    other = submit(engine, ids)
+    bad = submit(engine, ids, rule=rule_of(model, rule, {}))
+    if not isolates:
+        with pytest.raises(ValueError, match="this drafter gives none"):
+            finish(engine)
+        engine.close()
+        return
+    finish(engine)
+    assert "this drafter gives none" in str(bad.error)
+    assert other.output == answer[0, ids.shape[1] :].tolist()
+    assert engine.stats.num_draft_tokens > 0
+
+
 def rows(number: int, priority: int) -> list[Request]:
     prompt = Prompt(torch.ones(1, 2, dtype=torch.long), (0,), {})
     return [Request.from_row(number, prompt, 0, Decoding(max_length=4), priority)]
@@ -172,6 +283,10 @@ def test_the_urgent_come_first_and_the_oldest_stays(
     assert patient.stats.num_preemptions == others[1].stats.num_preemptions == 0
     assert others[0].stats.num_preemptions > 0
     assert [r.output for r in (patient, *others)] == [cases[index][1] for index in (1, 2, 4)]
+    # What was computed again is no prompt that came, nor one that was found in the cache.
+    assert engine.stats.num_prompt_tokens == sum(cases[i][0].shape[1] for i in (1, 2, 4))
+    assert others[0].stats.num_prompt_tokens == cases[2][0].shape[1]
+    assert engine.stats.num_cached_tokens == 0
 
 
 def test_who_asks_for_more_pages_than_there_are_is_told(
@@ -252,19 +367,27 @@ def test_a_processor_that_raises_ends_its_own_request(
 
 
 def test_a_drafter_that_fails_is_done_without(
-    model: PreTrainedModel, cases: list[tuple[Tensor, list[int]]]
+    model: PreTrainedModel,
+    cases: list[tuple[Tensor, list[int]]],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    """And what it did not draft does not count as drafts that were refused."""
+
     class Failing(GuessingDrafter):
         def propose(self, batch: Sequence[DraftRequest]) -> list[DraftTree]:
             if len(batch[0].tokens) > batch[0].prompt_length + 5:
                 raise RuntimeError("no idea")
             return super().propose(batch)
 
+    seen: list[Outcome] = []
+    monkeypatch.setattr(Fixed, "observe", lambda _, outcomes, seconds: seen.extend(outcomes))
     engine = Engine(TransformersVerifier(model), Failing(), chain(2), Limits(), isolates=True)
     requests = [submit(engine, ids) for ids, _ in cases[:4]]
     finish(engine)
     assert [request.output for request in requests] == [answer for _, answer in cases[:4]]
     assert engine.stats.num_draft_tokens > 0
+    assert {outcome.asked > 0 for outcome in seen} == {True, False}
+    assert all(outcome.nodes > 0 for outcome in seen if outcome.asked)
 
 
 def test_requests_that_do_not_draft_run_beside_those_that_do(

@@ -70,10 +70,13 @@ def test_many_threads_get_what_generate_answers(
     engine.verifier.check_integrity()
 
 
+@pytest.mark.parametrize("shares", [True, False])
 def test_images_are_looked_at_once(
-    model: PreTrainedModel, asked: list[tuple[dict[str, Any], list[int]]]
+    model: PreTrainedModel, asked: list[tuple[dict[str, Any], list[int]]], shares: bool
 ) -> None:
-    """And by another thread than the engine's, which goes on meanwhile."""
+    """And by another thread than the engine's, which goes on meanwhile; for each prompt where
+    nothing is to be shared.
+    """
     seen: list[str] = []
     tower: Any = model.model
     watch = tower.vision_tower.register_forward_pre_hook(
@@ -86,11 +89,12 @@ def test_images_are_looked_at_once(
         expected = model.generate(**other, max_new_tokens=8, do_sample=False)
         seen.clear()
         with specdec.ThreadedEngine(model) as engine:
+            engine.verifier.shares = shares
             ask(engine, given).result()
             said = ask(engine, other, max_new_tokens=8).result()
     finally:
         watch.remove()
-    assert seen == ["specdec-encoder"]
+    assert seen == ["specdec-encoder"] * (1 if shares else 2)
     assert said == expected[0, other["input_ids"].shape[1] :].tolist()
 
 

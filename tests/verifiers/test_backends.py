@@ -5,9 +5,12 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+import torch
 
 from specdec.engine import Decoding, Engine
-from specdec.kernels import batch, forced, prefix
+from specdec.interfaces import Prompt
+from specdec.kernels import batch, forced, packed, prefix
+from specdec.runtime import paged_model
 from specdec.tree import static
 from specdec.verifiers import TransformersVerifier
 from support import families
@@ -59,4 +62,35 @@ def test_answers_are_those_of_generate(
     assert engine.stats.num_accepted_draft_tokens > 0
     assert groups
     verifier.check_integrity()
+    assert verifier.pages_taken == 0
+
+
+@pytest.mark.parametrize("device", DEVICES)
+def test_long_prompts_run_in_pieces_beside_others(
+    device: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A piece that is longer than the kernel takes, or that is masked as a tree."""
+    longest = 300
+    if device == "cpu":  # where it would take too long
+        longest = 20
+        monkeypatch.setattr(packed, "MAX_SCRATCH", 16)
+        monkeypatch.setattr(paged_model, "PIECE", 16)
+    model = families.causal_lm(0, layers=1).to(device)
+    verifier = TransformersVerifier(model)
+    engine = Engine(verifier, GuessingDrafter(), static((2, 1)))
+    generator = torch.Generator().manual_seed(5)
+    requests, expected = [], []
+    with forced("triton"):
+        for length in (5, longest):
+            ids = torch.randint(2, 140, (1, length), generator=generator).to(device)
+            how: dict[str, Any] = {"max_new_tokens": NEW_TOKENS, "do_sample": False}
+            out = model.generate(ids, **how, eos_token_id=None)
+            expected.append(out[0, length:].tolist())
+            prompt = verifier.encode(Prompt(ids, (0,), {}))
+            requests += engine.submit(prompt, Decoding(max_length=length + NEW_TOKENS))
+            engine.step()
+        assert engine.num_running == engine.num_prefilling == 1
+        while engine.has_work:
+            engine.step()
+    assert [request.output for request in requests] == expected
     assert verifier.pages_taken == 0
