@@ -405,6 +405,13 @@ BUGS = (
         "tests/verifiers/test_sharing.py",
     ),
     Bug(
+        "what tokens do not say is taken for said",
+        "verifiers/page_keys.py",
+        "    if _told_more(prompt, visual):\n",
+        "    if False:\n",
+        "tests/verifiers/test_sharing.py",
+    ),
+    Bug(
         "the image does not end a page",
         "verifiers/page_keys.py",
         "lead = -images[-1][0].stop % page_size if images else 0",

@@ -71,6 +71,8 @@ class PromptEncoder:
         size, padding = self._paged.kv.page_size, prompt.padding[0]
         visual = self._spec.visual_token_ids
         (keys,) = prompt_keys(prompt, visual, size, by_padding=self._counts_padding)
+        if not keys.say_all:
+            return None
         tokens = prompt.input_ids[0, padding:]
         with self._one_prompt:
             inputs = prepared_inputs(self._model, prompt, self._paged)
