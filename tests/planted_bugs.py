@@ -405,6 +405,13 @@ BUGS = (
         "tests/verifiers/test_sharing.py",
     ),
     Bug(
+        "which of the pixels are a run's is not part of its name",
+        "verifiers/page_keys.py",
+        "_digest([list(runs), sorted(given.items())])",
+        "_digest([sorted(given.items())])",
+        "tests/verifiers/test_sharing.py",
+    ),
+    Bug(
         "what tokens do not say is taken for said",
         "verifiers/page_keys.py",
         "    if _told_more(prompt, visual):\n",

@@ -61,7 +61,12 @@ def prompt_keys(
     if _told_more(prompt, visual):
         return [RowKeys([], lead(row, visual, page_size), say_all=False) for row in rows]
     spans = [list(_spans(row, visual)) for row in rows]
-    digests = iter(_digests(prompt.model_kwargs, sum(map(len, spans))))
+    runs = [
+        torch.tensor(row[span.start : span.stop])
+        for row, own in zip(rows, spans, strict=True)
+        for span in own
+    ]
+    digests = iter(_digests(prompt.model_kwargs, runs))
     roots = [root(padding if by_padding else 0) for padding in prompt.padding]
     return [
         _row_keys(first, row, [(span, next(digests)) for span in own], page_size)
@@ -137,18 +142,20 @@ def _spans(tokens: Sequence[int], visual: frozenset[int]) -> Iterator[range]:
             start = None
 
 
-def _digests(model_kwargs: Mapping[str, Any], count: int) -> list[bytes]:
-    """A digest for each of ``count`` runs of visual tokens.
+def _digests(model_kwargs: Mapping[str, Any], runs: Sequence[Tensor]) -> list[bytes]:
+    """A digest for each of these runs of visual tokens, which says how many it has, too.
 
-    Where every visual input comes in ``count`` parts, a run's digest is that of its own part; else
-    all runs get the digest of everything, which shares less but never too much.
+    Where every visual input comes in as many parts, a run's digest is that of its own part; else
+    all runs get the digest of everything, which shares less but never too much: which of the pixels
+    are a run's depends on the tokens of those before it.
     """
+    count = len(runs)
     given = {name: value for name, value in model_kwargs.items() if name not in _TEXT | _TYPES}
     parts = [_parts(name, value, given, count) for name, value in sorted(given.items())]
     if all(part is not None for part in parts):
         columns = [part for part in parts if part is not None]
-        return [_digest([column[i] for column in columns]) for i in range(count)]
-    everything = _digest(sorted(given.items()))
+        return [_digest([run, [column[i] for column in columns]]) for i, run in enumerate(runs)]
+    everything = _digest([list(runs), sorted(given.items())])
     return [everything + i.to_bytes(4, "little") for i in range(count)]
 
 

@@ -133,6 +133,32 @@ def test_pages_are_shared_by_pixels_not_by_names(name: str) -> None:
     assert verifier.pages_taken == 0
 
 
+@pytest.mark.parametrize("seen", [True, False], ids=["three images", "no pixels"])
+def test_images_are_told_apart_where_they_stand_side_by_side(seen: bool) -> None:
+    """Features of another image, or of too many: in one run of tokens there may be several, and
+    what they are is not in the pixels alone. An image of the second prompt is that of none in the
+    first, though both have it in their second run.
+    """
+    model, inputs, *_ = families.build("llava")
+    one = inputs(2, 9, "start")
+    image = [families.IMAGE] * one["input_ids"][0].tolist().count(families.IMAGE)
+    pixels = torch.cat([inputs(seed, 9, "start")["pixel_values"] for seed in range(4)])
+    verifier = TransformersVerifier(model, page_size=PAGE)
+    for runs in ([1, 1, 2], [2, 1, 1], [1, 2, 1]):
+        ids = [token for count in runs for token in (*image * count, 9)]
+        given = {"input_ids": torch.tensor([[5, *ids, 8]])}
+        given |= {"pixel_values": pixels} if seen else {}
+        prompt = verifier.encode(families.prepare(model, given, NEW_TOKENS))
+        assert prompt.encoded is not None
+        engine = Engine(verifier, None)
+        length = prompt.input_ids.shape[1] + NEW_TOKENS
+        (request,) = engine.submit(
+            prompt, Decoding(length, eos_token_ids=frozenset([families.EOS]))
+        )
+        drain(engine)
+        assert request.output == plain(model, given)
+
+
 AUDIO = 157
 
 
