@@ -389,6 +389,13 @@ BUGS = (
         "                pass\n",
         f"tests/runtime {ENGINE}",
     ),
+    Bug(
+        "pools that cannot grow leave pages that nobody has",
+        "specdec/cache/paged_kv.py",
+        "            self.allocator.free(pages)\n            self.allocator.cut(before)\n",
+        "",
+        "tests/cache/test_paged_kv.py",
+    ),
     # Shared pages.
     Bug(
         "a shared page is written",

@@ -216,6 +216,27 @@ def test_a_failing_forward_leaves_model_and_pages_as_they_were(
     paged.forward([nodes])
 
 
+@pytest.mark.parametrize("step", ["_remember", "set_limit"])
+def test_what_fails_behind_the_forward_leaves_no_nodes(
+    step: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The same nodes are run again, each request for itself, behind those of the failed step."""
+    model = families.causal_lm(0)
+    prompt = torch.randint(2, 140, (1, 5))
+    paged, sequence = prefilled(model, prompt, taps=(0,), remembers=True)
+
+    def fail(*args: Any) -> None:
+        raise Stop
+
+    nodes = NodeBatch(sequence, [5, 6], chain(1).depths, chain(1).ancestors)
+    with monkeypatch.context() as patch:
+        patch.setattr(paged, step, fail)
+        with pytest.raises(Stop):
+            paged.forward([nodes])
+    assert (sequence.committed, sequence.length) == (5, 5)
+    paged.forward([nodes])
+
+
 def test_a_full_cache_leaves_every_sequence_as_it_was() -> None:
     model = families.causal_lm(0)
     paged, first = prefilled(model, torch.randint(2, 140, (1, 4)), page_size=4)
