@@ -25,6 +25,7 @@ from transformers.generation.streamers import BaseStreamer
 from specdec.acceptance import Rule
 from specdec.engine import Decoding
 from specdec.rules import rules
+from specdec.runtime import visual_token_ids
 from specdec.verifiers.key_transfer import transferable
 
 # Arguments of transformers' generate that ask for something specdec does not do, with the values
@@ -122,6 +123,12 @@ def check_arguments(model: PreTrainedModel, kwargs: Mapping[str, Any]) -> None:
         raise ValueError(
             f"specdec does not support past_key_values of type {type(cache).__name__}; "
             "it takes a DynamicCache that holds keys and values only"
+        )
+    types = kwargs.get("token_type_ids")
+    if types is not None and not _tells_images(model, types):
+        raise ValueError(
+            "specdec does not support token_type_ids that say more than which tokens are visual: "
+            f"{type(model).__name__} embeds them, and tokens that are drafted have none"
         )
 
 
@@ -255,6 +262,16 @@ def decodings(
         )
         for processor, stopping in zip(own.processors, own.stoppings, strict=True)
     ]
+
+
+def _tells_images(model: PreTrainedModel, types: Tensor) -> bool:
+    """Whether kinds of tokens are no more than that, or nothing at all: in a model with a table of
+    its own for them, what has none is of kind 0.
+    """
+    if visual_token_ids(model.config):
+        return True
+    own_table = any("token_type" in name for name, _ in model.named_modules())
+    return own_table and not bool(types.any())
 
 
 def _left_padding(mask: Tensor | None, rows: int) -> tuple[int, ...]:

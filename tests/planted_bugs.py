@@ -389,6 +389,13 @@ BUGS = (
         "                pass\n",
         f"tests/runtime {ENGINE}",
     ),
+    Bug(
+        "pools that cannot grow leave pages that nobody has",
+        "specdec/cache/paged_kv.py",
+        "            self.allocator.free(pages)\n            self.allocator.cut(before)\n",
+        "",
+        "tests/cache/test_paged_kv.py",
+    ),
     # Shared pages.
     Bug(
         "a shared page is written",
@@ -402,6 +409,20 @@ BUGS = (
         "verifiers/page_keys.py",
         "for place in range(start, end) if place in pixels]",
         "for place in range(start, end) if False]",
+        "tests/verifiers/test_sharing.py",
+    ),
+    Bug(
+        "which of the pixels are a run's is not part of its name",
+        "verifiers/page_keys.py",
+        "_digest([list(runs), sorted(given.items())])",
+        "_digest([sorted(given.items())])",
+        "tests/verifiers/test_sharing.py",
+    ),
+    Bug(
+        "what tokens do not say is taken for said",
+        "verifiers/page_keys.py",
+        "    if _told_more(prompt, visual):\n",
+        "    if False:\n",
         "tests/verifiers/test_sharing.py",
     ),
     Bug(

@@ -9,6 +9,8 @@ import pytest
 import torch
 from torch import Tensor
 from transformers import (
+    BertConfig,
+    BertLMHeadModel,
     GenerationConfig,
     LogitsProcessor,
     LogitsProcessorList,
@@ -327,6 +329,7 @@ REFUSED: dict[str, dict[str, Any]] = {
     "past": {"past_key_values": object()},
     "acceptance": {"acceptance": "lenient"},
     "stop_strings": {"stop_strings": ["x"]},
+    "kinds": {"token_type_ids": torch.zeros(1, 4, dtype=torch.long)},
 }
 
 
@@ -340,6 +343,20 @@ def test_the_unsupported_is_refused_by_name_before_any_work(
     monkeypatch.setattr(text_model, "forward", forward)
     with pytest.raises(ValueError, match=next(iter(options))):
         specdec.generate(text_model, torch.ones(1, 4, dtype=torch.long), drafter="ngram", **options)
+
+
+def test_kinds_of_tokens_that_say_nothing_are_taken() -> None:
+    """BERT's tokenizers give them with every text, and its table has no other for what has none."""
+    small: dict[str, Any] = {"hidden_size": 32, "intermediate_size": 48, "is_decoder": True}
+    config = BertConfig(vocab_size=160, num_hidden_layers=1, num_attention_heads=2, **small)
+    model = BertLMHeadModel(config).eval()
+    ids, how = torch.tensor([[3, 4, 5, 6]]), {"max_new_tokens": 6, "do_sample": False}
+    kinds = torch.zeros_like(ids)
+    plain = model.generate(ids, token_type_ids=kinds, **how)
+    out = specdec.generate(model, ids, drafter="ngram", token_type_ids=kinds, **how)
+    assert out.tolist() == plain.tolist()
+    with pytest.raises(ValueError, match=r"token_type_ids.*BertLMHeadModel embeds them"):
+        specdec.generate(model, ids, drafter="ngram", token_type_ids=kinds + 1, **how)
 
 
 def test_refused_through_the_generation_config_too(text_model: PreTrainedModel) -> None:

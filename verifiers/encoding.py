@@ -38,16 +38,11 @@ class PromptEncoder:
         spec: what is known of it.
         paged: the same over pages.
         counts_padding: whether a row's padding changes what the model makes of it.
-
-    Attributes:
-        hits: images whose features were there, so far.
-        misses: those whose features were not.
     """
 
     def __init__(
         self, model: PreTrainedModel, spec: VerifierSpec, paged: PagedModel, counts_padding: bool
     ) -> None:
-        self.hits = self.misses = 0
         self._model = model
         self._spec = spec
         self._paged = paged
@@ -71,6 +66,8 @@ class PromptEncoder:
         size, padding = self._paged.kv.page_size, prompt.padding[0]
         visual = self._spec.visual_token_ids
         (keys,) = prompt_keys(prompt, visual, size, by_padding=self._counts_padding)
+        if not keys.say_all:
+            return None
         tokens = prompt.input_ids[0, padding:]
         with self._one_prompt:
             inputs = prepared_inputs(self._model, prompt, self._paged)
@@ -89,7 +86,6 @@ class PromptEncoder:
         self, inputs: Mapping[str, Any], padding: int, tokens: Tensor, keys: RowKeys
     ) -> Tensor | None:
         """Embeddings ``(T, H)`` as the model makes them; ``None`` if they do not say everything."""
-        self.misses += len(keys.images)
         self._tower = self._tower or TextTower(self._model)
         values = self._tower.called_with(self._model, inputs).values
         beyond = [
@@ -114,7 +110,6 @@ class PromptEncoder:
         """Embeddings ``(T, H)`` with features that are known; ``None`` if one is not."""
         if any(digest not in self._seen for _, digest in images):
             return None
-        self.hits += len(images)
         embeds = self._plain(tokens).clone()
         for span, digest in images:
             self._seen.move_to_end(digest)

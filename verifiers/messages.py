@@ -62,13 +62,16 @@ class Packed(NamedTuple):
     message: Message
     tensors: list[Tensor]
 
+    def forgetting(self, names: Sequence[int]) -> Packed:
+        """The same, and that these names are of no use behind it."""
+        return self._replace(message=self.message._replace(forget=names))
 
-def packed(calls: Sequence[Call], forget: tuple[int, ...], name_of: Naming) -> Packed:
+
+def packed(calls: Sequence[Call], name_of: Naming) -> Packed:
     """What to send to have the others make these calls.
 
     Args:
         calls: in order.
-        forget: names that are of no use behind them.
         name_of: the name of a value that all ranks have; ``None`` for any other.
 
     Raises:
@@ -76,7 +79,7 @@ def packed(calls: Sequence[Call], forget: tuple[int, ...], name_of: Naming) -> P
     """
     writer = _Writer(name_of)
     written = [writer.write(tuple(call)) for call in calls]
-    return Packed(Message(written, forget), writer.tensors)
+    return Packed(Message(written), writer.tensors)
 
 
 class Channel:

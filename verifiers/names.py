@@ -7,7 +7,7 @@ A process holds such a value as long as rank 0 has a use for it. Knows nothing o
 from __future__ import annotations
 
 import weakref
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from torch import Tensor
@@ -25,7 +25,8 @@ class Names:
     def __init__(self) -> None:
         self.next = 0
         self._handles: dict[Handle, int] = {}
-        self._tensors: dict[int, int] = {}  # by id, while they live
+        # By id, while they live: the number, and how often the tensor had been written to by then.
+        self._tensors: dict[int, tuple[int, int | None]] = {}
         self._forgotten: list[int] = []
 
     def add(self, value: Any) -> int:
@@ -34,15 +35,18 @@ class Names:
         if isinstance(value, Handle):
             self._handles[value] = number
         else:
-            self._tensors[id(value)] = number
+            self._tensors[id(value)] = number, _version(value)
             weakref.finalize(value, self._forget, id(value), number).atexit = False
         return number
 
     def find(self, value: Any) -> int | None:
-        """The number of a value; ``None`` if it has none."""
+        """The number of a value; ``None`` if it has none, or may have been changed since."""
         if isinstance(value, Handle):
             return self._handles.get(value)
-        return self._tensors.get(id(value)) if isinstance(value, Tensor) else None
+        if not isinstance(value, Tensor) or id(value) not in self._tensors:
+            return None
+        number, version = self._tensors[id(value)]
+        return None if version is None or version != _version(value) else number
 
     def drop(self, handle: Handle) -> None:
         """The handle is of no use any more."""
@@ -57,14 +61,19 @@ class Names:
 
     def _forget(self, identity: int, number: int) -> None:
         self._forgotten.append(number)
-        if self._tensors.get(identity) == number:
+        if self._tensors.get(identity, (None,))[0] == number:
             del self._tensors[identity]
+
+
+def _version(tensor: Tensor) -> int | None:
+    """How often it has been written to; ``None`` if torch does not count."""
+    return None if tensor.is_inference() else tensor._version
 
 
 def parts_of(value: Any, kind: type) -> Iterator[Any]:
     """Values of a kind within tuples, lists and mappings, in order, as often as they are there."""
     if isinstance(value, kind):
         yield value
-    elif isinstance(value, (tuple, list, dict)):
-        for each in value.values() if isinstance(value, dict) else value:
+    elif isinstance(value, (tuple, list, Mapping)):
+        for each in value.values() if isinstance(value, Mapping) else value:
             yield from parts_of(each, kind)

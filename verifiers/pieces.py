@@ -94,5 +94,6 @@ def settle(
     if sequence.committed < len(handle.text):
         return None
     handle.begun = None
-    states = () if paged.states is None else [paged.remembered(sequence)]
+    # A copy: the pages may be others' before a drafter takes it, and their pools outgrown.
+    states = () if paged.states is None else [paged.remembered(sequence).clone()]
     return Prefilled([handle], logits[None], [begun.cached], states, [begun.encoded.positions])

@@ -39,7 +39,8 @@ class Handle:
     ``text``: the committed tokens, ``None`` if not all are known. ``offset``: int64 ``(R,)``,
     what is added to a logical index to get its position. ``tree``: the last one that was verified.
     ``prompt``: tokens of the prompt. ``steps``: trees verified so far. ``begun``: set while
-    ``text`` is still to be run, from what is committed on.
+    ``text`` is still to be run, from what is committed on. ``named``: others that begin with this
+    text may find its pages.
     """
 
     sequence: SequenceKV
@@ -49,6 +50,7 @@ class Handle:
     prompt: int = 0
     steps: int = 0
     begun: Begun | None = None
+    named: bool = True
 
 
 class Prefiller:
@@ -99,7 +101,7 @@ class Prefiller:
         positions = [positions_of(given, row, padding[row], prompt.input_ids) for row in chosen]
         twins = list(range(len(texts)))
         if shares:
-            twins = _twins(texts, [keys[row].pages for row in chosen])
+            twins = _twins(texts, [keys[row] for row in chosen])
         handles: dict[int, Handle] = {}
         logits: dict[int, Tensor] = {}
         states: dict[int, Tensor] = {}
@@ -113,6 +115,7 @@ class Prefiller:
                         sequence.beside = padding[row]
                     offset = positions[i][:, -1] + 1 - len(text)
                     handles[i] = Handle(sequence, text, offset, prompt=len(text))
+                    handles[i].named = keys[row].say_all
             cached = {i: handle.sequence.committed for i, handle in handles.items()}
             fresh = [i for i, count in cached.items() if count == 0]
             if fresh:
@@ -200,9 +203,12 @@ class Prefiller:
         return sequence
 
 
-def _twins(texts: Sequence[list[int]], keys: Sequence[list[bytes]]) -> list[int]:
+def _twins(texts: Sequence[list[int]], keys: Sequence[RowKeys]) -> list[int]:
     """For each row the first that is the same, pixels included; itself if there is none."""
     firsts: dict[Any, int] = {}
     # All pixels are in full pages, so the keys speak of all of them.
     rows = enumerate(zip(texts, keys, strict=True))
-    return [firsts.setdefault((tuple(text), tuple(known)), i) for i, (text, known) in rows]
+    return [
+        firsts.setdefault((tuple(text), tuple(known.pages)), i) if known.say_all else i
+        for i, (text, known) in rows
+    ]

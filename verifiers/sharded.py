@@ -112,6 +112,14 @@ class Leader:
 
         return call
 
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name != "error" and not name.startswith("_"):
+            raise AttributeError(
+                f"{name} cannot be set on a verifier that is spread over processes: the others "
+                "would not hear of it"
+            )
+        super().__setattr__(name, value)
+
     def close(self) -> None:
         """Have the others stop following. Harmless if that was done before."""
         with self._turn:
@@ -153,13 +161,13 @@ class Leader:
     def _together(self, own: Callable[[], _Result]) -> _Result:
         """Have the others do what they were not told yet, and do one's own part meanwhile."""
         try:
-            ready = packed(self._untold, self._names.forgotten(), self._names.find)
+            ready = packed(self._untold, self._names.find)
         except ValueError:
             self._untold.pop()  # what was told before could be packed
             raise
         failure: Exception | None = None
         try:
-            self._channel.send(ready)
+            self._channel.send(ready.forgetting(self._names.forgotten()))
             self._forget()
             try:
                 result = own()

@@ -281,7 +281,8 @@ class TransformersVerifier:
         """Let others find the pages that a text fills by now."""
         kv, sequence = self._paged.kv, handle.sequence
         assert handle.text is not None
-        while self.shares and len(sequence.keys) < sequence.full_pages(kv.page_size):
+        shares = self.shares and handle.named
+        while shares and len(sequence.keys) < sequence.full_pages(kv.page_size):
             # The first page is the prompt's unless it has no image, and then there is no lead.
             start = len(sequence.keys) * kv.page_size - sequence.lead
             page = handle.text[start : start + kv.page_size]

@@ -287,10 +287,18 @@ class PagedKV:
         return -(-(sequence.lead + length) // self.page_size) if length else 0
 
     def _allocate(self, count: int, after: int | None, room: int) -> list[int]:
-        """Take pages, and have every pool hold every page that exists."""
+        """Take pages, and have every pool hold every page that exists. If memory does not suffice
+        for new ones, there are none.
+        """
+        before = self.allocator.num_pages
         pages = self.allocator.allocate(count, after=after, room=room)
-        self._pools.hold(self.allocator.num_pages)
-        self._pools.clear(pages)
+        try:
+            self._pools.hold(self.allocator.num_pages)
+            self._pools.clear(pages)
+        except BaseException:
+            self.allocator.free(pages)
+            self.allocator.cut(before)
+            raise
         return pages
 
     def _slot(self, sequence: SequenceKV, position: int) -> int:

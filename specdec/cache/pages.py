@@ -119,6 +119,11 @@ class PageAllocator:
                 else:
                     self._free[page] = 1
 
+    def cut(self, pages: int) -> None:
+        """Have no more than the first ``pages``; all others are free."""
+        assert self._free.count(_USED, pages) == 0, "a page is cut that is not free"
+        del self._free[pages:], self._refs[pages:]
+
     def publish(self, page: int, key: bytes) -> int:
         """Let others find this taken, full page, never to be written again, by ``key``.
 

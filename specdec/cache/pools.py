@@ -62,11 +62,11 @@ class Pools:
         self._settle()
         pool = self._layers.get(layer)
         if pool is None:
+            if self._flags_visual and self._visual is None:
+                self._visual = torch.zeros(self._slots, dtype=torch.uint8, device=keys.device)
             pool = self._layers[layer] = self._pool(
                 _rows_like(keys, self._slots), _rows_like(values, self._slots)
             )
-            if self._flags_visual and self._visual is None:
-                self._visual = torch.zeros(self._slots, dtype=torch.uint8, device=keys.device)
         return pool.headed
 
     def layer(self, layer: int) -> tuple[Tensor, Tensor]:
@@ -75,19 +75,26 @@ class Pools:
         return self._layers[layer].headed
 
     def hold(self, pages: int) -> None:
-        """Have room for that many pages; what the pools hold stays in its place."""
-        before, self._slots = self._slots, pages * self._page_size
-        if self._slots == before:
+        """Have room for at least that many pages; what the pools hold stays in its place.
+
+        If memory does not suffice, pools that have grown already stay so: to let go of an old one
+        only when all have grown would take half as much again.
+        """
+        slots = pages * self._page_size
+        if slots <= self._slots:
             return
         self._settle()
         for layer, old in self._layers.items():
-            grown = [_rows_like(like, self._slots) for like in old.headed]
-            for new, rows in zip(grown, (old.keys, old.values), strict=True):
-                new[:before] = rows
-            self._layers[layer] = self._pool(*grown)
+            there = len(old.keys)
+            if there < slots:
+                grown = [_rows_like(like, slots) for like in old.headed]
+                for new, rows in zip(grown, (old.keys, old.values), strict=True):
+                    new[:there] = rows
+                self._layers[layer] = self._pool(*grown)
         if self._visual is not None:
-            more = self._visual.new_zeros(self._slots - before)
+            more = self._visual.new_zeros(slots - len(self._visual))
             self._visual = torch.cat([self._visual, more])
+        self._slots = slots
 
     def clear(self, pages: Sequence[int]) -> None:
         """Forget what is noted of these pages' slots."""

@@ -41,13 +41,17 @@ def decide(targets: Sequence[Target], logits: Tensor, *, isolates: bool) -> None
 
 
 def tell(targets: Sequence[Target], states: Tensor) -> None:
-    """Let the drafter see the states ``(N, layers * H)`` of the tokens that were kept."""
+    """Let the drafter see the states ``(N, layers * H)`` of the tokens that were kept.
+
+    They are copies: a drafter may take them many steps later, and until then a view would hold the
+    states of all that was run in this one.
+    """
     start = 0
     for target in targets:
-        if target.verdict is not None:
+        if target.verdict is not None and target.request.drafts:
             kept = target.kept
             if kept[-1:] == (len(kept) - 1,):  # as they come; a slice takes less time than a list
-                said = states[start : start + len(kept)]
+                said = states[start : start + len(kept)].clone()
             else:
                 said = states[[start + node for node in kept]]
             target.request.view.states.append(said)

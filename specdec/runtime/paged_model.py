@@ -164,12 +164,12 @@ class PagedModel:
                 for nodes in batch
             ]
             logits = self._over_nodes(rows, inputs, bypass)[0]
-        if self.states is not None:
-            self.states = self.states[0]
-            states = self.states.split([len(nodes.tokens) for nodes in batch])
-            self._remember(zip((nodes.sequence for nodes in batch), states, strict=True))
-        self.set_limit()
-        return logits if keep is None or self._keeps_logits else logits[keep]
+            if self.states is not None:
+                self.states = self.states[0]
+                states = self.states.split([len(nodes.tokens) for nodes in batch])
+                self._remember(zip((nodes.sequence for nodes in batch), states, strict=True))
+            self.set_limit()
+            return logits if keep is None or self._keeps_logits else logits[keep]
 
     def append(self, texts: Sequence[NodeBatch]) -> tuple[Tensor, list[Tensor]]:
         """Run and commit what comes next in some texts, each a chain behind what is committed.

@@ -5,9 +5,10 @@ Knows nothing of trees or caches.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -15,6 +16,10 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from specdec.runtime import hook
+
+# What another thread's forward may call a hook with instead of keyword arguments: torch adds it
+# first, and then notes that it takes them.
+NOT_YET: Mapping[str, Any] = MappingProxyType({})
 
 
 class Taps:
@@ -52,7 +57,11 @@ class Taps:
         return torch.cat([seen[index] for index in self._layers], -1)
 
     def _note(
-        self, index: int, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+        self,
+        index: int,
+        module: nn.Module,
+        args: tuple[Any, ...],
+        kwargs: Mapping[str, Any] = NOT_YET,
     ) -> None:
         if hook.CURRENT.get() is not None:  # another thread's plain forward is none of ours
             self._seen[index] = (args[0] if args else kwargs["hidden_states"]).detach()

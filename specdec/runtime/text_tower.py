@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from specdec.runtime.paged_model import PagedModel
-from specdec.runtime.taps import text_layers
+from specdec.runtime.taps import NOT_YET, text_layers
 
 # What the text tower gets instead, in forwards of this context.
 _GIVEN: ContextVar[Mapping[str, Any] | None] = ContextVar("specdec_tower_inputs", default=None)
@@ -26,7 +26,7 @@ _IGNORED = ("past_key_values", "use_cache", "cache_position", "input_ids")
 class _Stopped(Exception):
     """Ends a forward where its text tower begins."""
 
-    def __init__(self, inputs: dict[str, Any]) -> None:
+    def __init__(self, inputs: Mapping[str, Any]) -> None:
         super().__init__("stopped at the text tower")
         self.inputs = inputs
 
@@ -135,15 +135,15 @@ class TextTower:
             watch.remove()
 
 
-def _stop(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+def _stop(module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any] = NOT_YET) -> None:
     if _GIVEN.get() is not None:  # another thread's forward is none of ours
         raise _Stopped(kwargs)
 
 
 def _replace(
-    module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+    module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any] = NOT_YET
 ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
     given = _GIVEN.get()
     if given is None:
         return None
-    return (), kwargs | {"input_ids": None} | dict(given)
+    return (), {**kwargs, "input_ids": None, **given}

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from specdec.cache import OutOfPages, PagedKV, SequenceKV
+from specdec.cache import OutOfPages, PagedKV, SequenceKV, pools
 
 LAYERS = 2
 
@@ -120,4 +120,45 @@ def test_a_full_cache_leaves_the_sequence_as_it_was() -> None:
     with pytest.raises(OutOfPages):
         kv.extend(sequence, [0])
     assert (sequence.length, len(sequence.pages)) == (8, 2)
+    kv.check_integrity()
+
+
+@pytest.mark.parametrize("fails", range(1, 6))
+def test_pools_that_cannot_grow_leave_everything_as_it_was(
+    fails: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Memory that does not suffice at one time: pages that belong to nobody, that no pool holds, or
+    whose contents are lost.
+    """
+    kv = PagedKV(4, flags_visual=True)
+    first, second = kv.add(), kv.add()
+    rows = torch.arange(4.0).view(1, 1, 4, 1).expand(-1, 2, -1, 4)
+    kv.extend(first, range(4))
+    for layer in range(LAYERS):
+        kv.write(layer, kv.slots(first, 0, 4), rows, -rows - layer)
+    kv.commit(first, range(4))
+    kv.flag_visual(first, [1])
+    before, left = kv.allocator.num_pages, iter(range(fails - 1))
+
+    def rows_like(like: Tensor, slots: int) -> Tensor:
+        if next(left, None) is None:
+            raise torch.OutOfMemoryError
+        return made(like, slots)
+
+    made = pools._rows_like
+    with monkeypatch.context() as patch:
+        patch.setattr(pools, "_rows_like", rows_like)
+        if fails == 5:  # behind the last pool
+            patch.setattr(torch, "cat", lambda _: rows_like(rows, 0))
+        with pytest.raises(torch.OutOfMemoryError):
+            kv.extend(second, range(40))
+    assert (second.length, second.pages, kv.allocator.num_pages) == (0, [], before)
+    kv.check_integrity()
+    kv.extend(second, range(40))
+    for layer in range(LAYERS):
+        kv.write(layer, kv.slots(second, 36, 40), rows, rows)
+        assert read(kv, first, layer) == ([0, 1, 2, 3], [-row - layer for row in range(4)])
+        assert read(kv, second, layer)[0][36:] == [0, 1, 2, 3]
+    assert kv.visual is not None
+    assert kv.visual[kv.slots(first, 0, 4)].tolist() == [0, 1, 0, 0]
     kv.check_integrity()

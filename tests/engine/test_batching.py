@@ -19,7 +19,7 @@ from specdec.drafters import NgramDrafter, TextOnlyDrafter
 from specdec.engine import Decoding, Engine, Limits, Request
 from specdec.engine.limits import Waiting
 from specdec.engine.planner import Fixed, Outcome, within
-from specdec.interfaces import DraftRequest, Prompt, Verified
+from specdec.interfaces import DraftRequest, Prompt, Reads, Verified
 from specdec.tree import DraftTree, Dynamic, chain, static
 from specdec.verifiers import TransformersVerifier
 from support import families
@@ -398,6 +398,32 @@ def test_requests_that_do_not_draft_run_beside_those_that_do(
     finish(engine)
     assert (plain.output, drafted.output) == (cases[1][1], cases[2][1])
     assert plain.stats.num_draft_tokens == 0 < drafted.stats.num_draft_tokens
+
+
+def test_states_that_wait_to_be_read_hold_nothing_else(
+    model: PreTrainedModel, cases: list[tuple[Tensor, list[int]]]
+) -> None:
+    """A drafter that does not take them, as one that is paused: whole steps, pieces of others'
+    prompts included, and outgrown pools stayed in memory for a few tokens' states. Who never
+    drafts has no use for them.
+    """
+
+    class Paused(GuessingDrafter):
+        reads = Reads(layers=(0, 1))
+
+    verifier = TransformersVerifier(model, page_size=4, taps=(0, 1))
+    engine = Engine(verifier, Paused(), chain(2), Limits())
+    requests = [submit(engine, ids, drafts=i != 1) for i, (ids, _) in enumerate(cases[:4])]
+    for _ in range(6):
+        engine.step()
+    for i, request in enumerate(requests):
+        prompt, *others = request.view.states
+        assert len(prompt) == request.view.prompt_length
+        assert sum(map(len, others)) == (0 if i == 1 else len(request.output) - 1)
+        assert len(request.output) > 3
+        for states in request.view.states:
+            assert states.untyped_storage().nbytes() == states.nbytes
+    engine.close()
 
 
 def test_logprobs_are_the_models_own(

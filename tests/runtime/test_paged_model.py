@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
@@ -14,8 +14,9 @@ from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel
 
 from specdec.cache import OutOfPages
-from specdec.runtime import NodeBatch, PagedModel, PrefillRow, hook, paged_model
+from specdec.runtime import NodeBatch, PagedModel, PrefillRow, TextTower, hook, paged_model
 from specdec.runtime.seam import text_attention_configs
+from specdec.runtime.taps import Taps
 from specdec.tree import chain, random_topology
 from support import families
 
@@ -216,6 +217,27 @@ def test_a_failing_forward_leaves_model_and_pages_as_they_were(
     paged.forward([nodes])
 
 
+@pytest.mark.parametrize("step", ["_remember", "set_limit"])
+def test_what_fails_behind_the_forward_leaves_no_nodes(
+    step: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The same nodes are run again, each request for itself, behind those of the failed step."""
+    model = families.causal_lm(0)
+    prompt = torch.randint(2, 140, (1, 5))
+    paged, sequence = prefilled(model, prompt, taps=(0,), remembers=True)
+
+    def fail(*args: Any) -> None:
+        raise Stop
+
+    nodes = NodeBatch(sequence, [5, 6], chain(1).depths, chain(1).ancestors)
+    with monkeypatch.context() as patch:
+        patch.setattr(paged, step, fail)
+        with pytest.raises(Stop):
+            paged.forward([nodes])
+    assert (sequence.committed, sequence.length) == (5, 5)
+    paged.forward([nodes])
+
+
 def test_a_full_cache_leaves_every_sequence_as_it_was() -> None:
     model = families.causal_lm(0)
     paged, first = prefilled(model, torch.randint(2, 140, (1, 4)), page_size=4)
@@ -265,3 +287,38 @@ def test_others_may_call_the_model_meanwhile() -> None:
     finally:
         handle.remove()
     torch.testing.assert_close(results[0], expected)
+
+
+@pytest.mark.parametrize("kind", ["stopped", "given", "tapped"])
+def test_others_may_call_the_model_while_a_hook_is_being_added(kind: str) -> None:
+    """torch adds a hook, and a moment later its note that it takes keyword arguments: in between,
+    another thread's forward failed for what is none of its business.
+    """
+    model = families.causal_lm(0)
+    prompt = torch.randint(2, 140, (1, 5))
+    expected, results = model(prompt).logits, list[Tensor]()
+    watched = model.model.layers[0] if kind == "tapped" else model.model
+
+    def plain() -> None:
+        with torch.no_grad():
+            results.append(model(prompt).logits)
+
+    def in_between() -> None:
+        notes = dict(watched._forward_pre_hooks_with_kwargs)
+        watched._forward_pre_hooks_with_kwargs.clear()
+        thread = threading.Thread(target=plain)
+        thread.start()
+        thread.join()
+        watched._forward_pre_hooks_with_kwargs.update(notes)
+
+    def call(*args: Any, **kwargs: Any) -> Any:
+        in_between()
+        return model(prompt)
+
+    tower = TextTower(model)
+    if kind == "stopped":
+        tower.called_with(cast(Any, call), {})
+    else:
+        with Taps(model, (0,)).watched() if kind == "tapped" else tower.given({}):
+            in_between()
+    assert torch.equal(results[0], expected)

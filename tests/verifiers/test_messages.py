@@ -23,7 +23,7 @@ def sent(*values: Any, named: dict[int, Any] | None = None) -> tuple[Any, ...]:
     """Arguments of a call, as another process gets them that knows the ``named``."""
     known = named or {}
     name_of = {id(value): name for name, value in known.items()}
-    ready = packed([Call("verify", values, {}, 7)], (), lambda value: name_of.get(id(value)))
+    ready = packed([Call("verify", values, {}, 7)], lambda value: name_of.get(id(value)))
     (written,) = Message(*json.loads(json.dumps(ready.message))).calls
     coming = iter(ready.tensors)
 

@@ -9,12 +9,17 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar, cast
 
 import pytest
+import torch
 
+from specdec.interfaces import Prompt
 from specdec.verifiers import TransformersVerifier, sharded
+from specdec.verifiers.messages import Message, Packed
+from specdec.verifiers.sharded import Leader
 from support import families, sharded_run
 
 Found = tuple[dict[str, Any], dict[str, Any]]
@@ -105,3 +110,48 @@ def test_every_method_of_a_verifier_is_led_or_refused() -> None:
     kinds = (sharded._AT_ONCE, sharded._LATER, sharded._HERE)
     assert public - frozenset[str]().union(*kinds) == {"source", "hand_over"}
     assert sum(map(len, kinds)) == len(public) - 2
+
+
+class Silent:
+    """A channel with nobody at the other end; ``told``: what would have been said."""
+
+    told: ClassVar[list[Message]] = []
+
+    def __init__(self, seconds: float) -> None:
+        self.told.clear()
+
+    def send(self, packed: Packed) -> None:
+        self.told.append(packed.message)
+
+    def outcomes(self, mine: str) -> list[str]:
+        return [mine]
+
+
+@pytest.fixture
+def leader(monkeypatch: pytest.MonkeyPatch) -> Iterator[Leader]:
+    monkeypatch.setattr(sharded, "Channel", Silent)
+    leader = Leader(families.causal_lm(0), 60.0, {})
+    yield leader
+    leader.close()
+
+
+def test_what_is_to_be_forgotten_is_said_after_a_call_that_cannot_be(leader: Leader) -> None:
+    """Values that stay in the other processes for ever: a call that could not be written took the
+    list of them along.
+    """
+    prompt = Prompt(torch.tensor([[5, 6, 7]]), (0,), {})
+    handle = leader.begin(leader.encode(prompt), (), 9, ())
+    leader.release(handle)
+    leader.encode(prompt)  # of the release the others hear with this
+    with pytest.raises(ValueError, match="cannot be sent"):
+        leader.prefill(prompt._replace(model_kwargs={"x": object()}), 9)
+    number = next(call for call in Silent.told[-1].calls if "release" in call)[2]
+    leader.encode(prompt)
+    assert number[1][1] in Silent.told[-1].forget
+
+
+def test_a_setting_that_others_would_not_hear_of_is_refused(leader: Leader) -> None:
+    """It was kept by what leads, and changed nothing in any process."""
+    with pytest.raises(AttributeError, match="shares cannot be set"):
+        cast(Any, leader).shares = False
+    assert leader.shares

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+import transformers
 from torch import Tensor
 
 import specdec
@@ -130,6 +131,103 @@ def test_pages_are_shared_by_pixels_not_by_names(name: str) -> None:
             assert cached <= visual
     verifier.check_integrity()
     assert verifier.pages_taken == 0
+
+
+@pytest.mark.parametrize("seen", [True, False], ids=["three images", "no pixels"])
+def test_images_are_told_apart_where_they_stand_side_by_side(seen: bool) -> None:
+    """Features of another image, or of too many: in one run of tokens there may be several, and
+    what they are is not in the pixels alone. An image of the second prompt is that of none in the
+    first, though both have it in their second run.
+    """
+    model, inputs, *_ = families.build("llava")
+    one = inputs(2, 9, "start")
+    image = [families.IMAGE] * one["input_ids"][0].tolist().count(families.IMAGE)
+    pixels = torch.cat([inputs(seed, 9, "start")["pixel_values"] for seed in range(4)])
+    verifier = TransformersVerifier(model, page_size=PAGE)
+    for runs in ([1, 1, 2], [2, 1, 1], [1, 2, 1]):
+        ids = [token for count in runs for token in (*image * count, 9)]
+        given = {"input_ids": torch.tensor([[5, *ids, 8]])}
+        given |= {"pixel_values": pixels} if seen else {}
+        prompt = verifier.encode(families.prepare(model, given, NEW_TOKENS))
+        assert prompt.encoded is not None
+        engine = Engine(verifier, None)
+        length = prompt.input_ids.shape[1] + NEW_TOKENS
+        (request,) = engine.submit(
+            prompt, Decoding(length, eos_token_ids=frozenset([families.EOS]))
+        )
+        drain(engine)
+        assert request.output == plain(model, given)
+
+
+AUDIO = 157
+
+
+def hearing() -> Any:
+    """A model that hears, and sees nothing."""
+    torch.manual_seed(1)
+    ear = {"num_mel_bins": 8, "encoder_layers": 1, "encoder_attention_heads": 2, "d_model": 32}
+    config = transformers.Qwen2AudioConfig(
+        audio_config=ear | {"encoder_ffn_dim": 32, "max_source_positions": 16},
+        text_config={"model_type": "qwen2", **families.TEXT},
+        audio_token_index=AUDIO,
+    )
+    model = families.sharpen(transformers.Qwen2AudioForConditionalGeneration(config).eval())
+    ends = {"eos_token_id": families.EOS, "pad_token_id": families.PAD}
+    model.generation_config = transformers.GenerationConfig(**ends)
+    return model
+
+
+def recording(seed: int, text: int) -> dict[str, Tensor]:
+    """A recording, and that many tokens behind it."""
+    generator = torch.Generator().manual_seed(seed)
+    return {
+        "input_ids": torch.tensor([[5, 6, *[AUDIO] * 8, *range(7, 7 + text)]]),
+        "input_features": 3 * torch.randn(1, 8, 32, generator=generator),
+        "feature_attention_mask": torch.ones(1, 32, dtype=torch.long),
+    }
+
+
+@pytest.mark.parametrize("text", [0, 1, 9], ids=lambda text: f"{text} tokens behind")
+def test_recordings_are_told_apart_though_their_tokens_are_alike(text: int) -> None:
+    """Pages of another recording, or its whole answer in a batch; a recording that is left out of a
+    prompt that is run in pieces; pages that are named when an answer fills them.
+    """
+    model = hearing()
+    asked = [recording(seed, text) for seed in range(3)]
+    unheard = {"input_ids": asked[0]["input_ids"]}
+    expected = [plain(model, given) for given in [*asked, unheard]]
+    assert len(set(map(tuple, expected))) == 4
+    verifier = TransformersVerifier(model, page_size=PAGE)
+    engine = Engine(verifier, None)
+    requests = []
+    for given in [*asked, unheard]:
+        prompt = verifier.encode(families.prepare(model, given, NEW_TOKENS))
+        length = prompt.input_ids.shape[1] + NEW_TOKENS
+        ends = frozenset([families.EOS])
+        requests += engine.submit(prompt, Decoding(length, eos_token_ids=ends))
+        drain(engine)
+    batch = {name: torch.cat([given[name] for given in asked]) for name in asked[0]}
+    requests += submit(engine, model, batch)
+    drain(engine)
+    assert [request.output for request in requests] == [*expected, *expected[:3]]
+    verifier.check_integrity()
+    assert verifier.pages_taken == 0
+
+
+@pytest.mark.parametrize("kinds", [False, True])
+def test_what_tokens_do_not_say_is_not_run_in_pieces(kinds: bool) -> None:
+    """Pixels that no token stands for were left out, and transformers refuses them; so were kinds
+    of tokens that are not those of visual ones.
+    """
+    model, inputs, *_ = families.build("qwen2_vl" if kinds else "llava")
+    given, blind = inputs(1, 9), inputs(2, 9, "none")
+    verifier = TransformersVerifier(model, page_size=PAGE)
+    prompt = families.prepare(model, blind, NEW_TOKENS)
+    assert verifier.encode(prompt).encoded is not None
+    name = "mm_token_type_ids" if kinds else "pixel_values"
+    more = torch.ones_like(blind["input_ids"]) if kinds else given["pixel_values"]
+    prompt = prompt._replace(model_kwargs={**prompt.model_kwargs, name: more})
+    assert verifier.encode(prompt).encoded is None
 
 
 def test_sixteen_requests_on_one_image_hold_it_once() -> None:
