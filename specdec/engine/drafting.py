@@ -69,6 +69,7 @@ class Drafting:
             _LOG.warning("drafter %s failed, decoding plainly: %r", self._drafter.name, error)
             for request in running:
                 request.drafts = False
+                request.view.states.clear()
                 request.view.shape = chain(0)  # nothing that was refused, and not slow either
                 self._drafter.release(request.view.id)
             return plain

@@ -165,7 +165,7 @@ class Intake:
     def _show(self, request: Request, prefilled: Prefilled, index: int) -> None:
         """Let the drafter see what it reads of the prompt."""
         view = request.view
-        view.states = [prefilled.states[index]] if prefilled.states else []
+        view.states = [prefilled.states[index]] if prefilled.states and request.drafts else []
         if prefilled.positions:
             view.positions = prefilled.positions[index]
         view.gaze = prefilled.gaze[index] if prefilled.gaze else None
