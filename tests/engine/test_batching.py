@@ -416,11 +416,11 @@ def test_states_that_wait_to_be_read_hold_nothing_else(
     requests = [submit(engine, ids, drafts=i != 1) for i, (ids, _) in enumerate(cases[:4])]
     for _ in range(6):
         engine.step()
-    for i, request in enumerate(requests):
+    assert requests.pop(1).view.states == []
+    for request in requests:
         prompt, *others = request.view.states
         assert len(prompt) == request.view.prompt_length
-        assert sum(map(len, others)) == (0 if i == 1 else len(request.output) - 1)
-        assert len(request.output) > 3
+        assert sum(map(len, others)) == len(request.output) - 1 > 2
         for states in request.view.states:
             assert states.untyped_storage().nbytes() == states.nbytes
     engine.close()
