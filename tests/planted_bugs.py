@@ -1681,6 +1681,13 @@ BUGS = (
         "if False:",
         "tests/serving/test_relay.py",
     ),
+    Bug(
+        "a replica sees another path than the guard",
+        "specdec/serving/relay.py",
+        'scope["path"]',
+        "request.url.path",
+        "tests/serving/test_relay.py",
+    ),
 )
 
 

@@ -80,9 +80,8 @@ class Relay:
         post = request.method == "POST"
         key = await asyncio.to_thread(key_of, body) if post else None
         headers = tuple((bytes(name), bytes(value)) for name, value in request.headers.raw)
-        call = Call(
-            request.method, request.url.path, request.scope["query_string"], headers, body, key
-        )
+        scope = request.scope  # `request.url` leaves characters out that the guard has seen
+        call = Call(request.method, scope["path"], scope["query_string"], headers, body, key)
         opened = await unless_gone(request, self._open(call))
         return _Relayed(opened)
 

@@ -117,6 +117,16 @@ def test_refusals() -> None:
     assert (busy.status_code, busy.json()["error"]["code"]) == (429, "queue_full")
 
 
+@pytest.mark.parametrize("path", ["/%09v1/models", "/%0dv1/chat/completions"])
+def test_strangers_have_no_other_path(path: str) -> None:
+    """Catches a path that the guard lets pass and a replica takes for one that wants a key."""
+    replicas = Replicas([Head(404, ())])
+    told = _get(replicas, Settings(api_keys=("key",)), url=path)
+    assert told.status_code == 404
+    (call,) = replicas.calls
+    assert not call.path.startswith("/v1/")
+
+
 def test_metrics() -> None:
     """Catches replicas whose figures overwrite each other's."""
     lines = _get(Replicas(), method="GET", url="/metrics").text.splitlines()
