@@ -138,8 +138,9 @@ def serve(
         # A page of a stranger's may have its own name lead here; that name is in the Host header.
         allowed_hosts=(*_OWN_NAMES, host) if not keys and _is_own(host) else ("*",),
     )
+    parse_tree(tree)  # refuses here what a replica would
     engine = {
-        "tree": parse_tree(tree),
+        "tree": tree,
         "acceptance": check_acceptance(acceptance),
         "kv_cache_bytes": None if kv_cache_gib is None else int(kv_cache_gib * 2**30),
     }

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import pickle
+
 import pytest
 
+from specdec.commands import serve
 from specdec.commands.serve_ray import RayOptions, _scale
 from support.command_line import Cli
 
@@ -24,6 +27,15 @@ def test_options(cli: Cli, arguments: list[str], told: str) -> None:
     result = cli("serve", *arguments)
     assert result.exit_code != 0
     assert told in " ".join(result.output.split())
+
+
+def test_what_goes_to_replicas(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Catches defaults of the command that do not travel to another process."""
+    sent: list[object] = []
+    monkeypatch.setattr(serve, "run_on_ray", lambda build, *others: sent.append(build))
+    assert cli("serve", "--ray").exit_code == 0
+    (build,) = sent
+    assert pickle.loads(pickle.dumps(build)).func is serve.build_app
 
 
 def test_scale() -> None:
