@@ -105,9 +105,7 @@ def run_on_ray(
         UserError: Ray is not there, or the replicas do not start.
     """
     try:
-        from ray import serve
-
-        from specdec.serving.ray_app import application, deploy
+        from specdec.serving.ray_app import application, deploy, end
     except ImportError as error:
         raise UserError(
             f"{error.name} is not installed; --ray needs it: pip install 'specdec-lvlm[ray]'"
@@ -125,7 +123,7 @@ def run_on_ray(
         note("it goes on running there; `serve shutdown` ends it, the same command updates it")
         return
     _until_told()
-    serve.shutdown()
+    end(settings.drain_seconds)
     ray.shutdown()
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import time
 from collections.abc import AsyncGenerator, Callable
 from contextlib import AsyncExitStack, aclosing
 from dataclasses import dataclass, replace
@@ -31,6 +32,7 @@ NAME = "specdec"  # of the application
 _AT_ONCE = 4096  # calls that pass through an ingress
 _QUEUED = 256  # calls that wait in one for a replica
 _METRICS_SECONDS = 5.0
+_ENDING_SECONDS = 5.0  # that replicas take to end when their answers have
 
 
 @dataclass(frozen=True, slots=True)
@@ -225,3 +227,17 @@ def deploy(app: serve.Application, host: str, port: int, address: str | None = N
     location = "HeadOnly" if address is None else "EveryNode"
     serve.start(proxy_location=location, http_options={"host": host, "port": port})
     serve.run(app, name=NAME, route_prefix="/")
+
+
+def end(drain_seconds: float) -> None:
+    """End it, and all of Serve: answers that run come first, for as long as they may take.
+
+    Args:
+        drain_seconds: of its settings.
+    """
+    # Serve's own shutdown begins with the proxies, through which answers pass.
+    serve.delete(NAME, _blocking=False)
+    until = time.monotonic() + drain_seconds + _ENDING_SECONDS
+    while NAME in serve.status().applications and time.monotonic() < until:
+        time.sleep(0.2)
+    serve.shutdown()

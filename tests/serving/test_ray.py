@@ -12,6 +12,7 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import httpx
@@ -49,7 +50,7 @@ def server() -> Iterator[str]:
         ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False)
     try:
         port = serve_ray.free_port()
-        serve_ray.start(port, settings=Settings(model="demo", api_keys=(KEY,)))
+        serve_ray.start(port, settings=Settings(model="demo", api_keys=(KEY,), drain_seconds=120))
         yield f"http://127.0.0.1:{port}"
     finally:
         ray.shutdown()
@@ -135,3 +136,29 @@ def test_replica_is_killed(server: str) -> None:
     cut = ended.pop("error event, no_replica", 0)
     assert cut <= 2
     assert set(ended) == {"ok"}
+
+
+def test_end(server: str) -> None:
+    """Catches an end that cuts answers off though there is time for them. The last test: afterwards
+    nobody answers.
+    """
+    from specdec.eval.serve_ray_load import bodies
+    from specdec.serving.ray_app import end
+
+    (body,) = bodies(1, 1)
+    body |= {"stream": True, "max_tokens": 400, "logit_bias": {"2": -100}}
+    headers = {"Authorization": f"Bearer {KEY}"}
+    with (
+        httpx.Client(base_url=server, timeout=240, headers=headers) as client,
+        client.stream("POST", CHAT, json=body) as answer,
+    ):
+        lines = (line for line in answer.iter_lines() if line)
+        first = [next(lines) for _ in range(2)]
+        with ThreadPoolExecutor() as pool:
+            ending = pool.submit(end, 120)
+            *rest, last, done = lines
+            ending.result(240)
+    assert (len(first) + len(rest) > 20, done) == (True, "data: [DONE]")
+    assert json.loads(last.removeprefix("data: "))["choices"][0]["finish_reason"] == "length"
+    with pytest.raises(httpx.ConnectError):
+        httpx.get(f"{server}/health")
