@@ -22,6 +22,7 @@ class Call(NamedTuple):
         headers: names in lower case.
         body: all of it.
         key: requests with the same one are best answered in the same place.
+        tried: names of who could not answer it, and should be asked last.
     """
 
     method: str
@@ -30,13 +31,19 @@ class Call(NamedTuple):
     headers: tuple[tuple[bytes, bytes], ...] = ()
     body: bytes = b""
     key: str | None = None
+    tried: tuple[str, ...] = ()
 
 
 class Head(NamedTuple):
-    """What an answer begins with; pieces of its body follow."""
+    """What an answer begins with; pieces of its body follow.
+
+    Attributes:
+        by: who answers, as `Call.tried` has it.
+    """
 
     status: int
     headers: tuple[tuple[bytes, bytes], ...]
+    by: str = ""
 
 
 async def answer(app: ASGIApp, call: Call) -> AsyncGenerator[Head | bytes, None]:

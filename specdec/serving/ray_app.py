@@ -86,7 +86,7 @@ class Replica:
         """See :func:`specdec.serving.calls.answer`."""
         async with aclosing(answer(self._app, call)) as parts:
             async for part in parts:
-                yield part
+                yield part._replace(by=self._name) if isinstance(part, Head) else part
 
     async def metrics(self) -> tuple[str, bytes]:
         """Its name, and what it tells Prometheus."""

@@ -101,6 +101,23 @@ def test_gives_up() -> None:
     assert len(replicas.calls) == 3
 
 
+def test_passes_over_replicas_that_are_unable() -> None:
+    """Catches a replica without an engine that answers for all its keys, and one that is asked
+    again. A probe is to know; and where all are like that, one of them says why.
+    """
+    failed = [[Head(503, ((b"x-of", name.encode()),), name), b"no", b"pe"] for name in "abc"]
+    replicas = Replicas(failed[0], failed[1], [EVENTS, ROLE, WORD])
+    assert _get(replicas).content == ROLE + WORD
+    assert [call.tried for call in replicas.calls] == [(), ("a",), ("a", "b")]
+    assert replicas.closed == 3
+    replicas = Replicas(*failed[:2], [Lost()])
+    told = _get(replicas)
+    assert (told.status_code, told.headers["x-of"], told.text) == (503, "b", "nope")
+    assert replicas.closed == 3
+    replicas = Replicas(failed[0])
+    assert _get(replicas, method="GET", url="/ready").status_code == 503
+
+
 def test_refusals() -> None:
     """Catches strangers and bodies that get as far as a replica, and errors not in OpenAI's shape,
     those of the way to a replica included.
