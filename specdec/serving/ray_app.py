@@ -9,15 +9,17 @@ from __future__ import annotations
 import asyncio
 import os
 import time
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, Callable, Mapping
 from contextlib import AsyncExitStack, aclosing
 from dataclasses import dataclass, replace
 from typing import Any
 
+import ray
 from fastapi import FastAPI
 from ray import serve
 from ray.exceptions import RayError, RayTaskError
 from ray.serve.config import AutoscalingConfig, RequestRouterConfig
+from ray.serve.context import _get_global_client  # nothing public tells where Serve listens
 from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError
 from ray.serve.handle import DeploymentHandle
 
@@ -207,6 +209,40 @@ def _replicas(scale: Scale, settings: Settings) -> Any:
     )
 
 
+def connect(address: str | None) -> None:
+    """Join a Ray cluster, or start one here; nothing if that was done before.
+
+    Args:
+        address: as ``ray.init`` takes it; ``None``: start one.
+
+    Raises:
+        ValueError, ConnectionError, RuntimeError: there is none.
+    """
+    if not ray.is_initialized():
+        os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+        own: dict[str, Any] = {"include_dashboard": False} if address is None else {}
+        ray.init(address=address or "local", log_to_driver=False, **own)
+
+
+def lacking(scale: Scale) -> str | None:
+    """Why the cluster has no room for this, whatever runs there now; ``None``: it has."""
+    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    if sum(_fits(scale, node) for node in nodes) >= scale.replicas:
+        return None
+    wanted = f"{scale.replicas} × ({scale.cpus:g} cores, {scale.gpus:g} GPUs)"
+    there = " + ".join(
+        f"({node.get('CPU', 0):g} cores, {node.get('GPU', 0):g} GPUs)" for node in nodes
+    )
+    return f"the replicas want {wanted}, and the cluster has {there}"
+
+
+def _fits(scale: Scale, node: Mapping[str, float]) -> int:
+    """How many replicas a node has room for."""
+    wanted = {"CPU": scale.cpus, "GPU": scale.gpus}
+    room = [int(node.get(name, 0) / share + 1e-6) for name, share in wanted.items() if share]
+    return min(room, default=scale.replicas)
+
+
 def deploy(app: serve.Application, host: str, port: int, address: str | None = None) -> None:
     """Run it, on a cluster that is there or on this machine alone; return when it answers.
 
@@ -216,17 +252,29 @@ def deploy(app: serve.Application, host: str, port: int, address: str | None = N
         app: of :func:`application`.
         host: address on which every node's proxy listens.
         port: likewise.
-        address: of a Ray cluster, as ``ray.init`` takes it; ``None``: start one here.
-    """
-    import ray
+        address: see :func:`connect`.
 
-    if not ray.is_initialized():
-        os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-        own: dict[str, Any] = {"include_dashboard": False} if address is None else {}
-        ray.init(address=address or "local", log_to_driver=False, **own)
+    Raises:
+        ValueError: Serve runs there and listens elsewhere, which only its end can change.
+        RuntimeError: replicas do not start; the last line of its message says why.
+    """
+    connect(address)
+    running = _get_global_client(raise_if_no_controller_running=False)
+    if running is not None:
+        http = running.http_config
+        if (http.host, http.port) != (host, port):
+            raise ValueError(
+                f"Serve runs on this cluster and listens on {http.host}:{http.port}, not on "
+                f"{host}:{port}; take that address, or end it with `serve shutdown`"
+            )
     location = "HeadOnly" if address is None else "EveryNode"
     serve.start(proxy_location=location, http_options={"host": host, "port": port})
-    serve.run(app, name=NAME, route_prefix="/")
+    try:
+        serve.run(app, name=NAME, route_prefix="/")
+    except RuntimeError as error:
+        there = serve.status().applications[NAME].deployments.values()
+        why = [each.message for each in there if each.status == "DEPLOY_FAILED"]
+        raise RuntimeError("\n".join(why) or str(error)) from error
 
 
 def end(drain_seconds: float) -> None:

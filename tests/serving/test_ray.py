@@ -138,6 +138,20 @@ def test_replica_is_killed(server: str) -> None:
     assert set(ended) == {"ok"}
 
 
+def test_what_cannot_be_served(server: str) -> None:
+    """Catches an address that is told although nobody listens there, and replicas that are waited
+    for though no node ever has room for one.
+    """
+    from specdec.eval import serve_ray
+    from specdec.serving.ray_app import Scale, lacking
+
+    with pytest.raises(ValueError, match=rf"listens on {server[7:]}, not on 127.0.0.1:1;"):
+        serve_ray.start(1)
+    assert lacking(Scale(replicas=20, cpus=0.1)) is None
+    for scale in (Scale(replicas=3), Scale(cpus=2.5), Scale(gpus=0.5)):
+        assert "the cluster has (2 cores, 0 GPUs)" in str(lacking(scale))
+
+
 def test_end(server: str) -> None:
     """Catches an end that cuts answers off though there is time for them. The last test: afterwards
     nobody answers.
