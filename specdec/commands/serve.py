@@ -222,6 +222,7 @@ def _app(
 
 def _run(app: FastAPI, address: tuple[str, int]) -> None:
     """Serve until a signal."""
+    from specdec.serving.guard import log_to
     from specdec.serving.lifecycle import Server
 
     name = app.state.service.settings.model
@@ -229,9 +230,7 @@ def _run(app: FastAPI, address: tuple[str, int]) -> None:
     def started(url: str) -> None:
         note(f"{name} at {url}/v1; end it with Ctrl-C")
 
-    log = logging.getLogger("specdec.serving")
-    log.addHandler(logging.StreamHandler())
-    log.setLevel(logging.INFO)
+    log_to(logging.StreamHandler())
     Server(app, *address, on_start=started).run()
 
 

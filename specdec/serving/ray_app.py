@@ -7,6 +7,7 @@ pages of its image. Knows no checkpoints: whoever deploys says how a replica mak
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 import time
 from collections.abc import AsyncGenerator, Callable, Mapping
@@ -23,6 +24,7 @@ from ray.serve.context import _get_global_client  # nothing public tells where S
 from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError
 from ray.serve.handle import DeploymentHandle
 
+from specdec.serving import guard
 from specdec.serving.calls import Call, Head, answer
 from specdec.serving.errors import ApiError
 from specdec.serving.merged_metrics import merged
@@ -74,6 +76,7 @@ class Replica:
     async def __init__(  # type: ignore[misc]
         self, build: Callable[[], FastAPI]
     ) -> None:
+        _log()
         self._name = serve.get_replica_context().replica_id.unique_id
         self._app = await asyncio.to_thread(build)
         self._service: Service = self._app.state.service
@@ -104,6 +107,7 @@ class Ingress:
     """Takes all requests and has replicas answer them."""
 
     def __init__(self, replicas: DeploymentHandle[Replica], settings: Settings) -> None:
+        _log()
         self._replicas, self._settings = replicas, settings
 
     def __serve_build_asgi_app__(self) -> FastAPI:
@@ -136,6 +140,11 @@ class Ingress:
         texts = await told.results_async(timeout_s=_METRICS_SECONDS, return_exceptions=True)
         # A replica that is about to go does not keep the others' figures back.
         return merged(dict(text for text in texts if not isinstance(text, BaseException)))
+
+
+def _log() -> None:
+    """Write the log into this process's file of Serve's, too."""
+    guard.log_to(*logging.getLogger("ray.serve").handlers)
 
 
 def application(

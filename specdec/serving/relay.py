@@ -83,6 +83,7 @@ class Relay:
         headers = tuple((bytes(name), bytes(value)) for name, value in request.headers.raw)
         scope = request.scope  # `request.url` leaves characters out that the guard has seen
         call = Call(request.method, scope["path"], scope["query_string"], headers, body, key)
+        call = call._replace(name=scope[guard.REQUEST])
         opened = await unless_gone(request, self._open(call))
         return _Relayed(opened)
 

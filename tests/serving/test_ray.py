@@ -138,6 +138,23 @@ def test_replica_is_killed(server: str) -> None:
     assert set(ended) == {"ok"}
 
 
+def test_log(client: httpx.Client) -> None:
+    """Catches requests that no log tells of, and ids that the client has and no log: ours, and that
+    which Serve adds.
+    """
+    import ray
+
+    ids = client.post(CHAT, json={}).headers.get_list("x-request-id")
+    folder = Path(ray._private.worker._global_node.get_logs_dir_path()) / "serve"
+
+    def told(part: str) -> bool:
+        lines = [line for file in folder.glob(f"*{part}*.log") for line in file.open()]
+        return any(f"{CHAT} 400" in line and all(i in line for i in ids) for line in lines)
+
+    assert len(ids) == 2
+    _until(lambda: told("ingress") and told("specdec_replica"), 30)
+
+
 def test_what_cannot_be_served(server: str) -> None:
     """Catches an address that is told although nobody listens there, and replicas that are waited
     for though no node ever has room for one.

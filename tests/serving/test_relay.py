@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import logging
 from collections.abc import AsyncGenerator, Awaitable, Callable
 
 import httpx
@@ -11,6 +12,7 @@ import pytest
 from fastapi import FastAPI, Request
 from fastapi.responses import StreamingResponse
 
+from specdec.serving import guard
 from specdec.serving.calls import Call, Head, answer
 from specdec.serving.errors import ApiError
 from specdec.serving.merged_metrics import merged
@@ -69,6 +71,7 @@ def test_passes_on() -> None:
     assert (b"x-my", b"own") in call.headers
     assert call.body == b'{"prompt": "a"}'
     assert call.key is not None
+    assert call.name == told.headers["x-request-id"]
     assert replicas.closed == 1
 
 
@@ -182,6 +185,21 @@ def test_answer_of_an_application() -> None:
     head, *body = asyncio.run(asyncio.wait_for(main(), 60))
     assert head == Head(201, ((b"x-y", b"z"),))
     assert body == [b"begin", b"end"]
+
+
+def test_one_request_has_one_id(caplog: pytest.LogCaptureFixture) -> None:
+    """Catches a replica whose log has another id than the client was told."""
+    app = FastAPI()
+    guard.install(app, Settings())
+
+    async def main() -> Head | bytes:
+        return await anext(answer(app, Call("GET", "/x", name="the-id")))
+
+    with caplog.at_level(logging.INFO, "specdec.serving.access"):
+        head = asyncio.run(main())
+    assert isinstance(head, Head)
+    assert dict(head.headers)[b"x-request-id"] == b"the-id"
+    assert [line.split(" id=")[1] for line in caplog.messages] == ["the-id"]
 
 
 def test_reader_hangs_up() -> None:
