@@ -10,6 +10,7 @@ server with OpenAI's interface is `specdec serve`.
 
 from __future__ import annotations
 
+import asyncio
 import io
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -18,14 +19,17 @@ from typing import Any
 import uvicorn
 from fastapi import FastAPI, HTTPException, Request
 from fastapi.responses import StreamingResponse
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
 import specdec
+from specdec import pixels
 from specdec.demo import load
 from specdec.detokenizer import Detokenizer
 from specdec.serving import QueueFull
 
 LARGEST = 1 << 20  # bytes of an image
+MOST_PIXELS = 10_000_000  # a few bytes may be of very many
+FORMATS = ("PNG", "JPEG", "WEBP")
 
 
 def create_app() -> FastAPI:
@@ -44,12 +48,12 @@ def create_app() -> FastAPI:
 
     @app.post("/read")
     async def read(request: Request, row: int = 1, column: int = 1) -> StreamingResponse:
-        body = await request.body()
-        if len(body) > LARGEST:
-            raise HTTPException(413, f"an image may have {LARGEST} bytes")
-        try:
-            image = Image.open(io.BytesIO(body)).convert("RGB")
-        except (UnidentifiedImageError, OSError) as error:
+        source = io.BytesIO(await upload(request))
+        try:  # in a thread: other requests go on
+            image = await asyncio.to_thread(pixels.decode, source, MOST_PIXELS, FORMATS)
+        except pixels.TooManyPixels as error:
+            raise HTTPException(400, str(error)) from error
+        except (pixels.NotAnImage, pixels.BrokenImage) as error:
             raise HTTPException(400, "the body is no image") from error
         inputs = encode(app.state.processor, image, f"Read row {row}, column {column}.")
         try:
@@ -66,6 +70,20 @@ def create_app() -> FastAPI:
         yield text.end()
 
     return app
+
+
+async def upload(request: Request) -> bytes:
+    """The body, of which no more is read than it may have."""
+    body = bytearray()
+    too_large = int(request.headers.get("content-length", 0)) > LARGEST
+    if not too_large:
+        async for part in request.stream():
+            body += part
+            if too_large := len(body) > LARGEST:
+                break
+    if too_large:
+        raise HTTPException(413, f"an image may have {LARGEST} bytes", {"Connection": "close"})
+    return bytes(body)
 
 
 def encode(processor: Any, image: Image.Image, prompt: str) -> dict[str, Any]:

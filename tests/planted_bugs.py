@@ -1778,6 +1778,20 @@ BUGS = (
         "if False:",
         "tests/serving/test_relay.py",
     ),
+    Bug(
+        "a replica without an engine answers for its keys",
+        "specdec/serving/relay.py",
+        "if probe or opened.head.status != _UNABLE:",
+        "if True:",
+        "tests/serving/test_relay.py",
+    ),
+    Bug(
+        "a replica sees another path than the guard",
+        "specdec/serving/relay.py",
+        'scope["path"]',
+        "request.url.path",
+        "tests/serving/test_relay.py",
+    ),
 )
 
 

@@ -138,8 +138,9 @@ def serve(
         # A page of a stranger's may have its own name lead here; that name is in the Host header.
         allowed_hosts=(*_OWN_NAMES, host) if not keys and _is_own(host) else ("*",),
     )
+    parse_tree(tree)  # refuses here what a replica would
     engine = {
-        "tree": parse_tree(tree),
+        "tree": tree,
         "acceptance": check_acceptance(acceptance),
         "kv_cache_bytes": None if kv_cache_gib is None else int(kv_cache_gib * 2**30),
     }
@@ -221,6 +222,7 @@ def _app(
 
 def _run(app: FastAPI, address: tuple[str, int]) -> None:
     """Serve until a signal."""
+    from specdec.serving.guard import log_to
     from specdec.serving.lifecycle import Server
 
     name = app.state.service.settings.model
@@ -228,9 +230,7 @@ def _run(app: FastAPI, address: tuple[str, int]) -> None:
     def started(url: str) -> None:
         note(f"{name} at {url}/v1; end it with Ctrl-C")
 
-    log = logging.getLogger("specdec.serving")
-    log.addHandler(logging.StreamHandler())
-    log.setLevel(logging.INFO)
+    log_to(logging.StreamHandler())
     Server(app, *address, on_start=started).run()
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+import socket
 import sys
 import threading
 from collections.abc import Callable
@@ -105,27 +106,34 @@ def run_on_ray(
         UserError: Ray is not there, or the replicas do not start.
     """
     try:
-        from ray import serve
+        import ray
+        from ray.exceptions import RayError
 
-        from specdec.serving.ray_app import application, deploy
+        from specdec.serving.ray_app import application, connect, deploy, end, lacking
     except ImportError as error:
         raise UserError(
             f"{error.name} is not installed; --ray needs it: pip install 'specdec-lvlm[ray]'"
         ) from error
-    import ray
 
-    app = application(build, settings, _scale(options, limits))
+    scale = _scale(options, limits)
+    if options.ray_address is None:
+        _check_free(*address)
     try:
-        deploy(app, *address, address=options.ray_address)
-    except (RuntimeError, ConnectionError) as error:
+        connect(options.ray_address)
+        if (lack := lacking(scale)) is not None:
+            if options.ray_address is None:
+                raise ValueError(lack)
+            note(f"{lack}; this waits until the cluster has grown")
+        deploy(application(build, settings, scale), *address, address=options.ray_address)
+    except (RuntimeError, ValueError, OSError, RayError) as error:
         ray.shutdown()
-        raise UserError(f"Ray does not serve this: {error}") from error
+        raise UserError(f"Ray does not serve this: {_cause(error)}") from error
     note(f"{settings.model} at http://{address[0]}:{address[1]}/v1")
     if options.ray_address is not None:
         note("it goes on running there; `serve shutdown` ends it, the same command updates it")
         return
     _until_told()
-    serve.shutdown()
+    end(settings.drain_seconds)
     ray.shutdown()
 
 
@@ -146,6 +154,27 @@ def _scale(options: RayOptions, limits: dict[str, int]) -> Scale:
         cpus=1.0 if cpus is None else cpus,
         gpus=_gpus() if gpus is None else gpus,
     )
+
+
+def _check_free(host: str, port: int) -> None:
+    """Whether one can listen there; Ray would say so below a traceback.
+
+    Raises:
+        UserError: one cannot.
+    """
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    try:
+        with socket.socket(family) as tried:
+            tried.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            tried.bind((host, port))
+    except OSError as error:
+        raise UserError(f"{host}:{port}: {error.strerror}") from error
+
+
+def _cause(error: BaseException) -> str:
+    """What a message of Ray's says at its end, below what passed it on."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[-1] if lines else type(error).__name__
 
 
 def _gpus() -> float:

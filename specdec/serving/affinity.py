@@ -10,7 +10,7 @@ import binascii
 import hashlib
 import json
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 # Any, below: JSON values that nobody has checked yet.
@@ -57,7 +57,9 @@ def ranked(key: str, replicas: Iterable[str]) -> list[str]:
     return sorted(replicas, key=lambda name: (_weight(key, name), name), reverse=True)
 
 
-def tiers(key: str | None, loads: Mapping[str, int], busy: int) -> list[list[str]]:
+def tiers(
+    key: str | None, loads: Mapping[str, int], busy: int, tried: Collection[str] = ()
+) -> list[list[str]]:
     """Replicas in the order in which they should be asked; within a tier, the idlest.
 
     The first is the key's own, unless it has `busy` requests and clearly more than the average
@@ -68,7 +70,11 @@ def tiers(key: str | None, loads: Mapping[str, int], busy: int) -> list[list[str
         key: of :func:`key_of`.
         loads: requests that every replica has.
         busy: what a replica may have in any case.
+        tried: those that come last, however idle they are.
     """
+    if last := [name for name in loads if name in tried]:
+        others = {name: load for name, load in loads.items() if name not in tried}
+        return [*tiers(key, others, busy), last]
     if key is None or len(loads) < 2:
         return [list(loads)] if loads else []
     order = ranked(key, loads)

@@ -98,6 +98,7 @@ def _add_routes(app: FastAPI, service: Service) -> None:
             "policy": service.policy.describe(),
             "drafter": settings.drafter,
             "images": service.prompts.takes_images,
+            "max_tokens": settings.max_tokens,
             "max_model_len": context_length(service.engine.threaded.model),
         },
     }

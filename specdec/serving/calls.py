@@ -11,6 +11,8 @@ from typing import NamedTuple
 
 from starlette.types import ASGIApp, Message, Scope
 
+from specdec.serving.guard import REQUEST
+
 
 class Call(NamedTuple):
     """A request.
@@ -22,6 +24,8 @@ class Call(NamedTuple):
         headers: names in lower case.
         body: all of it.
         key: requests with the same one are best answered in the same place.
+        name: the id that the log has of it, here and there.
+        tried: names of who could not answer it, and should be asked last.
     """
 
     method: str
@@ -30,13 +34,20 @@ class Call(NamedTuple):
     headers: tuple[tuple[bytes, bytes], ...] = ()
     body: bytes = b""
     key: str | None = None
+    name: str = ""
+    tried: tuple[str, ...] = ()
 
 
 class Head(NamedTuple):
-    """What an answer begins with; pieces of its body follow."""
+    """What an answer begins with; pieces of its body follow.
+
+    Attributes:
+        by: who answers, as `Call.tried` has it.
+    """
 
     status: int
     headers: tuple[tuple[bytes, bytes], ...]
+    by: str = ""
 
 
 async def answer(app: ASGIApp, call: Call) -> AsyncGenerator[Head | bytes, None]:
@@ -82,6 +93,8 @@ async def _run(app: ASGIApp, call: Call, sent: asyncio.Queue[Message | None]) ->
         "client": None,
         "server": None,
     }
+    if call.name:
+        scope[REQUEST] = call.name
     read = False
 
     async def receive() -> Message:

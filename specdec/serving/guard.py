@@ -27,10 +27,19 @@ from specdec.serving.settings import Settings
 
 access = logging.getLogger("specdec.serving.access")
 
+REQUEST = "specdec.request"  # in a scope: its id, of whoever passed it on or else of here
 USAGE = "specdec.usage"  # in a scope: gives the tokens of its answers
 _GUARDED = ("/v1/", "/metrics")
 _GONE = 499  # nginx's number for a client that hung up; only in the log
 _BODY_SECONDS = 60.0  # a whole request has to be sent in
+
+
+def log_to(*handlers: logging.Handler) -> None:
+    """Have a line for each request, and what goes wrong, written there."""
+    log = logging.getLogger("specdec.serving")
+    log.setLevel(logging.INFO)
+    for handler in handlers:
+        log.addHandler(handler)
 
 
 def install(app: FastAPI, settings: Settings) -> None:
@@ -60,7 +69,8 @@ class Access:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        began, name, status = time.monotonic(), uuid4().hex[:16], 0
+        began, status = time.monotonic(), 0
+        name = scope.setdefault(REQUEST, uuid4().hex[:16])
 
         async def tell(message: Message) -> None:
             nonlocal status

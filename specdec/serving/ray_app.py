@@ -7,19 +7,24 @@ pages of its image. Knows no checkpoints: whoever deploys says how a replica mak
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
-from collections.abc import AsyncGenerator, Callable
+import time
+from collections.abc import AsyncGenerator, Callable, Mapping
 from contextlib import AsyncExitStack, aclosing
 from dataclasses import dataclass, replace
 from typing import Any
 
+import ray
 from fastapi import FastAPI
 from ray import serve
 from ray.exceptions import RayError, RayTaskError
 from ray.serve.config import AutoscalingConfig, RequestRouterConfig
+from ray.serve.context import _get_global_client  # nothing public tells where Serve listens
 from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError
 from ray.serve.handle import DeploymentHandle
 
+from specdec.serving import guard
 from specdec.serving.calls import Call, Head, answer
 from specdec.serving.errors import ApiError
 from specdec.serving.merged_metrics import merged
@@ -31,6 +36,7 @@ NAME = "specdec"  # of the application
 _AT_ONCE = 4096  # calls that pass through an ingress
 _QUEUED = 256  # calls that wait in one for a replica
 _METRICS_SECONDS = 5.0
+_ENDING_SECONDS = 5.0  # that replicas take to end when their answers have
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,6 +76,7 @@ class Replica:
     async def __init__(  # type: ignore[misc]
         self, build: Callable[[], FastAPI]
     ) -> None:
+        _log()
         self._name = serve.get_replica_context().replica_id.unique_id
         self._app = await asyncio.to_thread(build)
         self._service: Service = self._app.state.service
@@ -84,7 +91,7 @@ class Replica:
         """See :func:`specdec.serving.calls.answer`."""
         async with aclosing(answer(self._app, call)) as parts:
             async for part in parts:
-                yield part
+                yield part._replace(by=self._name) if isinstance(part, Head) else part
 
     async def metrics(self) -> tuple[str, bytes]:
         """Its name, and what it tells Prometheus."""
@@ -100,6 +107,7 @@ class Ingress:
     """Takes all requests and has replicas answer them."""
 
     def __init__(self, replicas: DeploymentHandle[Replica], settings: Settings) -> None:
+        _log()
         self._replicas, self._settings = replicas, settings
 
     def __serve_build_asgi_app__(self) -> FastAPI:
@@ -132,6 +140,11 @@ class Ingress:
         texts = await told.results_async(timeout_s=_METRICS_SECONDS, return_exceptions=True)
         # A replica that is about to go does not keep the others' figures back.
         return merged(dict(text for text in texts if not isinstance(text, BaseException)))
+
+
+def _log() -> None:
+    """Write the log into this process's file of Serve's, too."""
+    guard.log_to(*logging.getLogger("ray.serve").handlers)
 
 
 def application(
@@ -205,6 +218,40 @@ def _replicas(scale: Scale, settings: Settings) -> Any:
     )
 
 
+def connect(address: str | None) -> None:
+    """Join a Ray cluster, or start one here; nothing if that was done before.
+
+    Args:
+        address: as ``ray.init`` takes it; ``None``: start one.
+
+    Raises:
+        ValueError, ConnectionError, RuntimeError: there is none.
+    """
+    if not ray.is_initialized():
+        os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+        own: dict[str, Any] = {"include_dashboard": False} if address is None else {}
+        ray.init(address=address or "local", log_to_driver=False, **own)
+
+
+def lacking(scale: Scale) -> str | None:
+    """Why the cluster has no room for this, whatever runs there now; ``None``: it has."""
+    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    if sum(_fits(scale, node) for node in nodes) >= scale.replicas:
+        return None
+    wanted = f"{scale.replicas} × ({scale.cpus:g} cores, {scale.gpus:g} GPUs)"
+    there = " + ".join(
+        f"({node.get('CPU', 0):g} cores, {node.get('GPU', 0):g} GPUs)" for node in nodes
+    )
+    return f"the replicas want {wanted}, and the cluster has {there}"
+
+
+def _fits(scale: Scale, node: Mapping[str, float]) -> int:
+    """How many replicas a node has room for."""
+    wanted = {"CPU": scale.cpus, "GPU": scale.gpus}
+    room = [int(node.get(name, 0) / share + 1e-6) for name, share in wanted.items() if share]
+    return min(room, default=scale.replicas)
+
+
 def deploy(app: serve.Application, host: str, port: int, address: str | None = None) -> None:
     """Run it, on a cluster that is there or on this machine alone; return when it answers.
 
@@ -214,14 +261,40 @@ def deploy(app: serve.Application, host: str, port: int, address: str | None = N
         app: of :func:`application`.
         host: address on which every node's proxy listens.
         port: likewise.
-        address: of a Ray cluster, as ``ray.init`` takes it; ``None``: start one here.
-    """
-    import ray
+        address: see :func:`connect`.
 
-    if not ray.is_initialized():
-        os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-        own: dict[str, Any] = {"include_dashboard": False} if address is None else {}
-        ray.init(address=address or "local", log_to_driver=False, **own)
+    Raises:
+        ValueError: Serve runs there and listens elsewhere, which only its end can change.
+        RuntimeError: replicas do not start; the last line of its message says why.
+    """
+    connect(address)
+    running = _get_global_client(raise_if_no_controller_running=False)
+    if running is not None:
+        http = running.http_config
+        if (http.host, http.port) != (host, port):
+            raise ValueError(
+                f"Serve runs on this cluster and listens on {http.host}:{http.port}, not on "
+                f"{host}:{port}; take that address, or end it with `serve shutdown`"
+            )
     location = "HeadOnly" if address is None else "EveryNode"
     serve.start(proxy_location=location, http_options={"host": host, "port": port})
-    serve.run(app, name=NAME, route_prefix="/")
+    try:
+        serve.run(app, name=NAME, route_prefix="/")
+    except RuntimeError as error:
+        there = serve.status().applications[NAME].deployments.values()
+        why = [each.message for each in there if each.status == "DEPLOY_FAILED"]
+        raise RuntimeError("\n".join(why) or str(error)) from error
+
+
+def end(drain_seconds: float) -> None:
+    """End it, and all of Serve: answers that run come first, for as long as they may take.
+
+    Args:
+        drain_seconds: of its settings.
+    """
+    # Serve's own shutdown begins with the proxies, through which answers pass.
+    serve.delete(NAME, _blocking=False)
+    until = time.monotonic() + drain_seconds + _ENDING_SECONDS
+    while NAME in serve.status().applications and time.monotonic() < until:
+        time.sleep(0.2)
+    serve.shutdown()

@@ -32,9 +32,9 @@ class AffinityRouter(RequestRouter):
         # Without this Serve would ask again at once, for ever, while all are full.
         pending_request.routing_context.should_backoff = True
         first = pending_request.args[0] if pending_request.args else None
-        key = first.key if isinstance(first, Call) else None
+        key, tried = (first.key, first.tried) if isinstance(first, Call) else (None, ())
         named = {replica.replica_id.unique_id: replica for replica in candidate_replicas}
         # Counts of who asks here; what others ask is in there since the last answer.
         told = self.replica_queue_len_cache
         loads = {name: told.get(replica.replica_id) or 0 for name, replica in named.items()}
-        return [[named[name] for name in tier] for tier in tiers(key, loads, self._busy)]
+        return [[named[name] for name in tier] for tier in tiers(key, loads, self._busy, tried)]

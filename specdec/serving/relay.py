@@ -25,6 +25,7 @@ from specdec.serving.settings import Settings
 Answer = AsyncGenerator[Head | bytes, None]
 _METHODS = ["GET", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"]
 _TRIES = 3
+_UNABLE = 503  # a replica whose engine has failed, or that is about to end; others may do
 _PROBES = ("/health", "/ready")
 _PROBE_SECONDS = 5.0
 _SPARE_SECONDS = 30.0  # an answer's own time limit comes first
@@ -80,29 +81,38 @@ class Relay:
         post = request.method == "POST"
         key = await asyncio.to_thread(key_of, body) if post else None
         headers = tuple((bytes(name), bytes(value)) for name, value in request.headers.raw)
-        call = Call(
-            request.method, request.url.path, request.scope["query_string"], headers, body, key
-        )
+        scope = request.scope  # `request.url` leaves characters out that the guard has seen
+        call = Call(request.method, scope["path"], scope["query_string"], headers, body, key)
+        call = call._replace(name=scope[guard.REQUEST])
         opened = await unless_gone(request, self._open(call))
         return _Relayed(opened)
 
     async def _open(self, call: Call) -> _Opened:
         probe = call.path in _PROBES
+        refusal: _Opened | None = None
         limit = _PROBE_SECONDS if probe else self._settings.request_seconds + _SPARE_SECONDS
         try:
             async with asyncio.timeout(limit):
                 for _ in range(_TRIES):
                     try:
-                        return await _begin(self._ask(call))
+                        opened = await _begin(self._ask(call))
                     except Lost:
                         continue
+                    if probe or opened.head.status != _UNABLE:
+                        return opened
+                    refusal = opened
+                    call = call._replace(tried=(*call.tried, opened.head.by))
         except TimeoutError as error:
             raise _nobody("no replica answered in time; ask again later") from error
+        if refusal is not None:
+            return refusal
         raise _nobody(f"{_TRIES} replicas ended while they answered this; ask again later")
 
 
 async def _begin(answer: Answer) -> _Opened:
-    """Read until there is something that a second replica would not say in the same way."""
+    """Read until there is something that a second replica would not say in the same way; what a
+    replica says that is unable to answer, to its end.
+    """
     head: Head | None = None
     held: list[bytes] = []
     try:
@@ -111,7 +121,7 @@ async def _begin(answer: Answer) -> _Opened:
                 head = part
                 continue
             held.append(part)
-            if _tells(part):
+            if head is not None and head.status != _UNABLE and _tells(part):
                 break
         if head is None:
             raise Lost("an answer without a beginning")

@@ -55,6 +55,7 @@ class ModelFacts(_Reply):
     policy: Policy
     drafter: str | None
     images: bool
+    max_tokens: int
     max_model_len: int | None
 
 

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import pickle
+import socket
+
 import pytest
 
-from specdec.commands.serve_ray import RayOptions, _scale
-from support.command_line import Cli
+from specdec.commands import serve
+from specdec.commands.serve_ray import RayOptions, _cause, _scale
+from support.command_line import Cli, expect_error
 
 
 @pytest.mark.parametrize(
@@ -24,6 +28,32 @@ def test_options(cli: Cli, arguments: list[str], told: str) -> None:
     result = cli("serve", *arguments)
     assert result.exit_code != 0
     assert told in " ".join(result.output.split())
+
+
+def test_what_goes_to_replicas(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Catches defaults of the command that do not travel to another process."""
+    sent: list[object] = []
+    monkeypatch.setattr(serve, "run_on_ray", lambda build, *others: sent.append(build))
+    assert cli("serve", "--ray").exit_code == 0
+    (build,) = sent
+    assert pickle.loads(pickle.dumps(build)).func is serve.build_app
+
+
+@pytest.mark.parametrize("given", [["--ray-address", "nonsense"], []])
+def test_mistakes_are_told_in_a_line(cli: Cli, given: list[str]) -> None:
+    """Catches tracebacks of Ray's: an address that is none, a port that somebody else has."""
+    pytest.importorskip("ray", reason="ray is not installed: pip install 'specdec-lvlm[ray]'")
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        said = "Invalid address format: nonsense" if given else f"127.0.0.1:{port}: Address already"
+        expect_error(cli("serve", "--ray", "--port", str(port), *given), said)
+
+
+def test_what_ray_says_last() -> None:
+    """Catches a traceback as an error message, and a cause that is lost with it."""
+    told = RuntimeError("failed:\nTraceback\n  a line\nUserError: nowhere does not exist\n\n")
+    assert _cause(told) == "UserError: nowhere does not exist"
+    assert _cause(RuntimeError()) == "RuntimeError"
 
 
 def test_scale() -> None:

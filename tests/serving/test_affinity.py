@@ -80,6 +80,15 @@ def test_all_are_busy() -> None:
     assert tiers("hot", dict.fromkeys(NAMES, 40) | {home: 60}, busy=4)[0] != [home]
 
 
+def test_who_could_not_is_last() -> None:
+    """Catches a replica that is asked again because it is idle: it answers nothing."""
+    home, second, third = ranked("hot", NAMES[:3])
+    loads = {home: 0, second: 9, third: 9}
+    assert tiers("hot", loads, 4, (home,)) == [[second], [third], [home]]
+    assert tiers(None, loads, 4, (home, "gone")) == [[second, third], [home]]
+    assert tiers("hot", {home: 0}, 4, (home,)) == [[home]]
+
+
 def test_whoever() -> None:
     """Catches a request without a key, or with one replica, that is not routed."""
     assert tiers(None, dict.fromkeys(NAMES, 0), busy=4) == [NAMES]

@@ -252,3 +252,4 @@ def test_the_model_says_what_it_is(client: Any) -> None:
     assert model.specdec["policy"]["epsilon"] == 0.5
     assert model.specdec["images"] is True
     assert model.specdec["max_model_len"] == 1024
+    assert model.specdec["max_tokens"] == 4096

@@ -12,6 +12,7 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import httpx
@@ -49,7 +50,7 @@ def server() -> Iterator[str]:
         ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False)
     try:
         port = serve_ray.free_port()
-        serve_ray.start(port, settings=Settings(model="demo", api_keys=(KEY,)))
+        serve_ray.start(port, settings=Settings(model="demo", api_keys=(KEY,), drain_seconds=120))
         yield f"http://127.0.0.1:{port}"
     finally:
         ray.shutdown()
@@ -135,3 +136,60 @@ def test_replica_is_killed(server: str) -> None:
     cut = ended.pop("error event, no_replica", 0)
     assert cut <= 2
     assert set(ended) == {"ok"}
+
+
+def test_log(client: httpx.Client) -> None:
+    """Catches requests that no log tells of, and ids that the client has and no log: ours, and that
+    which Serve adds.
+    """
+    import ray
+
+    ids = client.post(CHAT, json={}).headers.get_list("x-request-id")
+    folder = Path(ray._private.worker._global_node.get_logs_dir_path()) / "serve"
+
+    def told(part: str) -> bool:
+        lines = [line for file in folder.glob(f"*{part}*.log") for line in file.open()]
+        return any(f"{CHAT} 400" in line and all(i in line for i in ids) for line in lines)
+
+    assert len(ids) == 2
+    _until(lambda: told("ingress") and told("specdec_replica"), 30)
+
+
+def test_what_cannot_be_served(server: str) -> None:
+    """Catches an address that is told although nobody listens there, and replicas that are waited
+    for though no node ever has room for one.
+    """
+    from specdec.eval import serve_ray
+    from specdec.serving.ray_app import Scale, lacking
+
+    with pytest.raises(ValueError, match=rf"listens on {server[7:]}, not on 127.0.0.1:1;"):
+        serve_ray.start(1)
+    assert lacking(Scale(replicas=20, cpus=0.1)) is None
+    for scale in (Scale(replicas=3), Scale(cpus=2.5), Scale(gpus=0.5)):
+        assert "the cluster has (2 cores, 0 GPUs)" in str(lacking(scale))
+
+
+def test_end(server: str) -> None:
+    """Catches an end that cuts answers off though there is time for them. The last test: afterwards
+    nobody answers.
+    """
+    from specdec.eval.serve_ray_load import bodies
+    from specdec.serving.ray_app import end
+
+    (body,) = bodies(1, 1)
+    body |= {"stream": True, "max_tokens": 400, "logit_bias": {"2": -100}}
+    headers = {"Authorization": f"Bearer {KEY}"}
+    with (
+        httpx.Client(base_url=server, timeout=240, headers=headers) as client,
+        client.stream("POST", CHAT, json=body) as answer,
+    ):
+        lines = (line for line in answer.iter_lines() if line)
+        first = [next(lines) for _ in range(2)]
+        with ThreadPoolExecutor() as pool:
+            ending = pool.submit(end, 120)
+            *rest, last, done = lines
+            ending.result(240)
+    assert (len(first) + len(rest) > 20, done) == (True, "data: [DONE]")
+    assert json.loads(last.removeprefix("data: "))["choices"][0]["finish_reason"] == "length"
+    with pytest.raises(httpx.ConnectError):
+        httpx.get(f"{server}/health")

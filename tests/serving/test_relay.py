@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import logging
 from collections.abc import AsyncGenerator, Awaitable, Callable
 
 import httpx
@@ -11,6 +12,7 @@ import pytest
 from fastapi import FastAPI, Request
 from fastapi.responses import StreamingResponse
 
+from specdec.serving import guard
 from specdec.serving.calls import Call, Head, answer
 from specdec.serving.errors import ApiError
 from specdec.serving.merged_metrics import merged
@@ -69,6 +71,7 @@ def test_passes_on() -> None:
     assert (b"x-my", b"own") in call.headers
     assert call.body == b'{"prompt": "a"}'
     assert call.key is not None
+    assert call.name == told.headers["x-request-id"]
     assert replicas.closed == 1
 
 
@@ -101,6 +104,23 @@ def test_gives_up() -> None:
     assert len(replicas.calls) == 3
 
 
+def test_passes_over_replicas_that_are_unable() -> None:
+    """Catches a replica without an engine that answers for all its keys, and one that is asked
+    again. A probe is to know; and where all are like that, one of them says why.
+    """
+    failed = [[Head(503, ((b"x-of", name.encode()),), name), b"no", b"pe"] for name in "abc"]
+    replicas = Replicas(failed[0], failed[1], [EVENTS, ROLE, WORD])
+    assert _get(replicas).content == ROLE + WORD
+    assert [call.tried for call in replicas.calls] == [(), ("a",), ("a", "b")]
+    assert replicas.closed == 3
+    replicas = Replicas(*failed[:2], [Lost()])
+    told = _get(replicas)
+    assert (told.status_code, told.headers["x-of"], told.text) == (503, "b", "nope")
+    assert replicas.closed == 3
+    replicas = Replicas(failed[0])
+    assert _get(replicas, method="GET", url="/ready").status_code == 503
+
+
 def test_refusals() -> None:
     """Catches strangers and bodies that get as far as a replica, and errors not in OpenAI's shape,
     those of the way to a replica included.
@@ -115,6 +135,16 @@ def test_refusals() -> None:
     assert not replicas.calls
     busy = _get(replicas, settings, headers=known)
     assert (busy.status_code, busy.json()["error"]["code"]) == (429, "queue_full")
+
+
+@pytest.mark.parametrize("path", ["/%09v1/models", "/%0dv1/chat/completions"])
+def test_strangers_have_no_other_path(path: str) -> None:
+    """Catches a path that the guard lets pass and a replica takes for one that wants a key."""
+    replicas = Replicas([Head(404, ())])
+    told = _get(replicas, Settings(api_keys=("key",)), url=path)
+    assert told.status_code == 404
+    (call,) = replicas.calls
+    assert not call.path.startswith("/v1/")
 
 
 def test_metrics() -> None:
@@ -155,6 +185,21 @@ def test_answer_of_an_application() -> None:
     head, *body = asyncio.run(asyncio.wait_for(main(), 60))
     assert head == Head(201, ((b"x-y", b"z"),))
     assert body == [b"begin", b"end"]
+
+
+def test_one_request_has_one_id(caplog: pytest.LogCaptureFixture) -> None:
+    """Catches a replica whose log has another id than the client was told."""
+    app = FastAPI()
+    guard.install(app, Settings())
+
+    async def main() -> Head | bytes:
+        return await anext(answer(app, Call("GET", "/x", name="the-id")))
+
+    with caplog.at_level(logging.INFO, "specdec.serving.access"):
+        head = asyncio.run(main())
+    assert isinstance(head, Head)
+    assert dict(head.headers)[b"x-request-id"] == b"the-id"
+    assert [line.split(" id=")[1] for line in caplog.messages] == ["the-id"]
 
 
 def test_reader_hangs_up() -> None:

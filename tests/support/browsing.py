@@ -120,19 +120,22 @@ def picture(width: int, height: int) -> bytes:
     return stream.getvalue()
 
 
-def put(page: Page, way: str, data: bytes) -> None:
-    """An image called photo.png, onto the page; ``way``: choose, drop or paste."""
+def put(page: Page, way: str, data: bytes, text: str = "") -> None:
+    """An image called photo.png, onto the page, and `text` along with it where it is pasted;
+    ``way``: choose, drop or paste.
+    """
     if way == "choose":
         file: Any = {"name": "photo.png", "mimeType": "image/png", "buffer": data}
         page.locator("#file").set_input_files(file)
         return
     transfer = page.evaluate_handle(
-        """(bytes) => {
+        """([bytes, text]) => {
             const transfer = new DataTransfer();
+            if (text) transfer.setData("text/plain", text);
             transfer.items.add(new File([new Uint8Array(bytes)], "photo.png", {type: "image/png"}));
             return transfer;
         }""",
-        list(data),
+        [list(data), text],
     )
     if way == "paste":
         paste = "(data) => dispatchEvent(new ClipboardEvent('paste', {clipboardData: data}))"
@@ -140,5 +143,5 @@ def put(page: Page, way: str, data: bytes) -> None:
         return
     event = {"dataTransfer": transfer}
     page.locator("#talk").dispatch_event("dragover", event)
-    assert page.locator("body.over").count() == 1
+    assert page.locator("body.over").count() == page.locator("#picture:visible").count()
     page.locator("#talk").dispatch_event("drop", event)

@@ -46,6 +46,7 @@ class Fake:
     Attributes:
         policy: the operator's.
         images: whether the model takes any.
+        max_tokens: most of an answer.
         key: the API key that is asked for, if any.
         refusal: status and headers of the answer to the next question.
         breaks: the connection ends in the middle of an answer.
@@ -59,6 +60,7 @@ class Fake:
 
     policy: dict[str, Any] = field(default_factory=lambda: dict(RELAXED))  # Any: JSON values
     images: bool = True
+    max_tokens: int = 4096
     key: str | None = None
     refusal: tuple[int, dict[str, str]] | None = None
     breaks: bool = False
@@ -87,7 +89,8 @@ def app(fake: Fake) -> FastAPI:
     @made.get("/v1/models")
     def models(request: Request) -> Response:
         about = {"policy": fake.policy, "drafter": "tiny", "images": fake.images}
-        entry = {"id": "fake", "object": "model", "specdec": about | {"max_model_len": 4096}}
+        about |= {"max_tokens": fake.max_tokens, "max_model_len": 4096}
+        entry = {"id": "fake", "object": "model", "specdec": about}
         return shut(request) or JSONResponse({"object": "list", "data": [entry]})
 
     @made.post("/v1/chat/completions")

@@ -14,6 +14,7 @@ export class Trouble extends Error {
   }
 }
 
+const NO_KEY = "This API key has characters that no key can have.";
 const AFTER = "The connection ended before the answer did.";
 
 /** The model that this server serves, as `GET /v1/models` describes it. */
@@ -52,6 +53,7 @@ export async function ask(body, { key, signal, onTokens = () => {} }) {
 
 async function request(path, { key, signal, body }) {
   const headers = {};
+  if (/[^\x20-\xff]/.test(key)) throw new Trouble(NO_KEY, { status: 401 });
   if (key) headers.Authorization = `Bearer ${key}`;
   if (body) headers["Content-Type"] = "application/json";
   let response;

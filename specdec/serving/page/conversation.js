@@ -50,7 +50,7 @@ export class Conversation {
     const answering = (this.answering = new AbortController());
     this.turns.push(turn);
     list.append(turn.element);
-    voice.say("Answering.");
+    voice.begin("Answering.");
     this.on.change();
     scroll();
     let answer;

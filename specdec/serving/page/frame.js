@@ -34,7 +34,10 @@ export function listen(onChange) {
   at("remove").addEventListener("click", () => show(null));
   addEventListener("paste", (event) => {
     const image = imageIn(event.clipboardData);
-    if (image) take(image);
+    if (!image || at("picture").hidden) return;
+    // Of a file its name comes along; other text is what is meant, and the image a picture of it.
+    const text = event.clipboardData.getData("text/plain").trim();
+    if (!text || text.endsWith(image.name)) take(image);
   });
   dropping(take);
 }
@@ -65,6 +68,7 @@ function dropping(take) {
     if (!event.dataTransfer.types.includes("Files")) return;
     event.preventDefault();
     over(false);
+    if (at("picture").hidden) return;
     const dropped = imageIn(event.dataTransfer) ?? event.dataTransfer.files[0];
     if (dropped) take(dropped);
   });

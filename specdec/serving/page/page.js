@@ -16,6 +16,7 @@ const EXAMPLES = {
 const TALLEST = 160; // pixels of the question's field
 
 let served = null;
+let meeting = null;
 
 const conversation = new Conversation({
   request: () => ({
@@ -26,7 +27,7 @@ const conversation = new Conversation({
     specdec: { ...policy.chosen(), origins: true },
   }),
   key: () => at("key").value,
-  image: () => frame.picture?.url,
+  image: () => (served?.specdec.images ? frame.picture?.url : null),
   budget: policy.budget,
   comparing: () => at("compare").checked && Boolean(served?.specdec.drafter),
   change: refresh,
@@ -37,7 +38,13 @@ const conversation = new Conversation({
   },
 });
 
-async function meet() {
+/** Asks what model there is, once for all who want to know. */
+function meet() {
+  meeting ??= greet().finally(() => (meeting = null));
+  return meeting;
+}
+
+async function greet() {
   try {
     served = await model(at("key").value);
   } catch (error) {
@@ -50,9 +57,16 @@ async function meet() {
   at("model").textContent = `${id} · ${drafter}`;
   at("knows").hidden = id !== "demo";
   at("picture").hidden = !specdec.images;
-  if (specdec.max_model_len) at("max-tokens").max = specdec.max_model_len;
+  limit(at("max-tokens"), [specdec.max_tokens, specdec.max_model_len].filter(Boolean));
   policy.allow(specdec.policy);
   refresh();
+}
+
+/** A number's field takes no more than the least of these. */
+function limit(field, most) {
+  if (!most.length) return;
+  field.max = Math.min(...most);
+  if (Number(field.value) > Number(field.max)) field.value = field.max;
 }
 
 /** What follows from the state of the conversation. */
@@ -82,7 +96,7 @@ function example(question) {
 async function start(question) {
   if (!question || conversation.answering) return;
   if (!served) await meet();
-  if (!served) return;
+  if (!served || conversation.answering) return; // asked twice while the model was not known
   if (!at("settings").checkValidity()) {
     at("options").open = at("more").open = true;
     at("settings").reportValidity();

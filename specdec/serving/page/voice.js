@@ -16,6 +16,12 @@ export function say(phrase) {
   clearing = setTimeout(() => (region.textContent = ""), KEPT);
 }
 
+/** A text begins to grow; one before it may not have been finished. */
+export function begin(phrase) {
+  told = 0;
+  say(phrase);
+}
+
 /** The whole sentences of a growing text that were not said yet. */
 export function follow(text) {
   const whole = Math.max(...[". ", "! ", "? ", "\n"].map((end) => text.lastIndexOf(end))) + 1;

@@ -10,7 +10,7 @@ pytest.importorskip("fastapi", reason="the serve extra is not installed")
 from playwright.sync_api import Page, expect
 
 from support.browsing import PHONE, Visit, ask, await_comparison, picture, put
-from support.fake_chat import TOKENS, Fake
+from support.fake_chat import ANSWER, TOKENS, Fake
 
 
 def test_everything_works_from_the_keyboard(page: Page, fake: Fake) -> None:
@@ -39,6 +39,25 @@ def test_everything_works_from_the_keyboard(page: Page, fake: Fake) -> None:
     page.keyboard.press("Escape")
     expect(page.get_by_text("Stopped. 4 tokens")).to_be_visible()
     assert len(fake.asked) == 1, "a stopped answer is not compared"
+
+
+def test_the_whole_answer_is_said_after_a_conversation_was_left(page: Page, fake: Fake) -> None:
+    """Would catch the beginning of an answer kept from who cannot see it, as long as what had been
+    said of the answer that was left.
+    """
+    page.goto("/")
+    page.get_by_label("Compare with plain decoding").uncheck()
+    fake.tokens = [("First sentence. ", "verifier", 0.0), *TOKENS[1:]]
+    fake.held.clear()
+    # Every pause is over when it begins.
+    page.evaluate("() => { let now = 0; performance.now = () => (now += 2000); }")
+    ask(page)
+    expect(page.locator("#said")).to_contain_text("First sentence.")
+    page.get_by_role("button", name="New conversation").click()
+    fake.tokens = list(TOKENS)
+    fake.held.set()
+    ask(page)
+    expect(page.locator("#said")).to_have_text(ANSWER)
 
 
 def test_a_narrow_phone_scrolls_down_only(visit: Visit, fake: Fake) -> None:

@@ -11,7 +11,7 @@ from PIL import Image
 pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
 pytest.importorskip("fastapi", reason="the serve extra is not installed")
 
-from playwright.sync_api import Page, expect
+from playwright.sync_api import Page, Route, expect
 
 from support.browsing import ask, await_answer, await_comparison, picture, put
 from support.fake_chat import ANSWER, TOKENS, Fake
@@ -172,6 +172,68 @@ def test_images_come_in_by_every_way_and_large_ones_are_scaled(
     assert (kind, sent.size) == (
         ("image/jpeg", (1568, 16)) if way == "drop" else ("image/png", (40, 30))
     )
+
+
+@pytest.mark.parametrize("way", ["drop", "paste"])
+def test_a_text_model_takes_no_image_by_any_way(page: Page, fake: Fake, way: str) -> None:
+    """Would catch an image that nobody sees in every question, which such a server refuses."""
+    fake.images = False
+    page.goto("/")
+    expect(page.locator("#picture")).not_to_be_visible()
+    put(page, way, picture(40, 30))
+    put(page, way, b"no pixels")
+    ask(page)
+    assert await_answer(page) == ANSWER
+    assert fake.asked[0]["messages"] == [{"role": "user", "content": "Where is the cross?"}]
+    assert not page.locator("#image").get_attribute("src")
+
+
+def test_pasted_text_is_no_image(page: Page) -> None:
+    """Would catch text from a word processor, which sends a picture of it along, that ends the
+    conversation, and an image file that is refused because its name comes along.
+    """
+    page.goto("/")
+    page.get_by_label("Compare with plain decoding").uncheck()
+    ask(page)
+    assert await_answer(page) == ANSWER
+    put(page, "paste", picture(40, 30), "a word")
+    put(page, "paste", b"no pixels", "photo.png")
+    expect(page.locator("#picture-error")).to_be_visible()
+    expect(page.locator("#turns li")).to_have_count(1)
+    expect(page.locator("#preview")).not_to_be_visible()
+    put(page, "paste", picture(40, 30), "file:///tmp/photo.png")
+    expect(page.locator("#preview")).to_be_visible()
+
+
+def test_two_questions_before_the_model_is_known(page: Page, fake: Fake) -> None:
+    """Would catch a question that is asked twice: the page is not answering yet when Enter comes
+    again.
+    """
+    held: list[Route] = []
+    page.route("**/v1/models", lambda route: held.append(route))
+    page.goto("/", wait_until="domcontentloaded")
+    page.get_by_label("Compare with plain decoding").uncheck()
+    for _ in range(2):
+        ask(page)
+    page.wait_for_timeout(200)
+    assert len(held) == 1
+    page.unroute_all()
+    assert await_answer(page) == ANSWER
+    page.wait_for_timeout(200)
+    assert len(fake.asked) == page.locator("#turns li").count() == 1
+
+
+def test_no_more_tokens_than_the_server_gives(page: Page, fake: Fake) -> None:
+    """Would catch a page whose every question is refused, for it asks for more by itself."""
+    fake.max_tokens = 64
+    page.goto("/")
+    expect(page.locator("#model")).to_contain_text("fake")
+    page.get_by_text("More settings").click()
+    expect(page.get_by_label("Most tokens")).to_have_value("64")
+    page.get_by_label("Most tokens").fill("65")
+    ask(page)
+    expect(page.get_by_label("Most tokens")).to_be_focused()
+    assert not fake.asked
 
 
 def test_what_is_no_image_is_refused_by_name(page: Page) -> None:

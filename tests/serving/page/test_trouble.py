@@ -34,6 +34,21 @@ def test_a_missing_key_is_asked_for_and_kept_nowhere(visit: Visit, fake: Fake) -
     assert "sesame" not in page.evaluate(kept)
 
 
+def test_a_key_that_no_header_can_carry(visit: Visit, fake: Fake) -> None:
+    """Would catch "cannot be reached" said of a server that was never asked."""
+    fake.key = "sesame"
+    page = visit.page
+    visit.expected.append("401")
+    page.goto("/")
+    box = page.locator("#trouble")
+    box.get_by_label("API key").fill("ключ")
+    page.keyboard.press("Enter")
+    expect(box).to_contain_text("characters that no key can have")
+    box.get_by_label("API key").fill("sesame")
+    page.keyboard.press("Enter")
+    expect(page.locator("#model")).to_have_text("fake · drafts by tiny")
+
+
 def test_a_full_server_says_when_to_try_again(visit: Visit, fake: Fake) -> None:
     """Would catch a Retry-After that nobody heeds, and a question lost to an error."""
     page = visit.page
