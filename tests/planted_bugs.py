@@ -1559,6 +1559,13 @@ BUGS = (
         "(working,), return_when",
         "tests/serving/test_http.py",
     ),
+    Bug(
+        "each wrong item of a list is an error of its own",
+        "specdec/serving/schema.py",
+        "Field(fail_fast=True)",
+        "Field()",
+        "tests/serving/test_schema.py",
+    ),
     # The playground.
     Bug(
         "the page has the speedup upside down",

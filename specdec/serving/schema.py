@@ -2,10 +2,32 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic_core import PydanticCustomError
 
+_T = TypeVar("_T")
+_MOST_ITEMS = 4096
+_MOST_BIASES = 1024
+
+
+def _few(given: Any) -> Any:  # Any: JSON values
+    """Not more entries than may be, of which each wrong one would be an error of its own."""
+    if isinstance(given, dict) and len(given) > _MOST_BIASES:
+        raise PydanticCustomError("too_long", f"at most {_MOST_BIASES} tokens")
+    return given
+
+
+# A list with many wrong items is wrong at the first: an error for each takes seconds to tell.
+Items = Annotated[list[_T], Field(fail_fast=True)]
+Several = Annotated[Items[_T], Field(max_length=_MOST_ITEMS)]
+Bias = Annotated[float, Field(ge=-100, le=100)]
+Biases = Annotated[
+    dict[str, Bias],
+    BeforeValidator(_few),
+    Field(json_schema_extra={"maxProperties": _MOST_BIASES}),
+]
 Probability = Annotated[float, Field(gt=0, le=1, allow_inf_nan=False)]
 Penalty = Annotated[float, Field(ge=-2, le=2, allow_inf_nan=False)]
 Stop = Annotated[str, Field(max_length=1024)]
@@ -67,9 +89,9 @@ class Message(BaseModel):
     """A turn of a conversation."""
 
     role: Literal["system", "developer", "user", "assistant", "tool"]
-    content: str | list[Part] | None = None
+    content: str | Several[Part] | None = None
     name: str | None = None
-    tool_calls: list[ToolCall] | None = None
+    tool_calls: Several[ToolCall] | None = None
     tool_call_id: str | None = None
 
 
@@ -108,7 +130,7 @@ class Common(BaseModel):
     top_k: Annotated[int, Field(ge=-1)] | None = None
     frequency_penalty: Penalty | None = None
     presence_penalty: Penalty | None = None
-    logit_bias: dict[str, Annotated[float, Field(ge=-100, le=100)]] | None = None
+    logit_bias: Biases | None = None
     max_tokens: Count | None = None
     stop: Stop | Annotated[list[Stop], Field(max_length=16)] | None = None
     user: str | None = None
@@ -119,15 +141,15 @@ class Common(BaseModel):
 class ChatRequest(Common):
     """The body of ``POST /v1/chat/completions``."""
 
-    messages: Annotated[list[Message], Field(min_length=1)]
+    messages: Annotated[Several[Message], Field(min_length=1)]
     max_completion_tokens: Count | None = None
     logprobs: bool | None = None
     top_logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
-    tools: list[Tool] | None = None
+    tools: Several[Tool] | None = None
 
 
 class CompletionRequest(Common):
     """The body of ``POST /v1/completions``."""
 
-    prompt: str | list[str] | list[int] | list[list[int]]
+    prompt: str | Items[str] | Items[int] | Items[Items[int]]
     logprobs: Annotated[int, Field(ge=0, le=5)] | None = None
