@@ -1566,6 +1566,13 @@ BUGS = (
         "Field()",
         "tests/serving/test_schema.py",
     ),
+    Bug(
+        "unknown fields of a message are dropped in silence",
+        "specdec/serving/decoding.py",
+        'check_extra(item, f"{place}{name}.{number}.")',
+        "pass",
+        "tests/serving/test_http.py",
+    ),
     # The playground.
     Bug(
         "the page has the speedup upside down",

@@ -20,6 +20,7 @@ from specdec.serving.settings import Settings
 from specdec.verifiers.spec import read_spec
 
 _TEXT_ONLY = ("system", "developer", "assistant", "tool")
+_OTHER = {"text": "image_url", "image_url": "text"}  # what a part of a kind does not have
 
 
 class Reader(Protocol):
@@ -143,6 +144,8 @@ class Prompts:
         parts: list[dict[str, Any]] = []
         for number, part in enumerate(message.content):
             where = f"{place}.content.{number}"
+            if getattr(part, other := _OTHER[part.type]):
+                raise refused(f"{where}.{other}: a {part.type} part has none", f"{where}.{other}")
             if part.type == "text":
                 if part.text is None:
                     raise refused(f"{where}.text: a text part needs it", f"{where}.text")

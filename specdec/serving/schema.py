@@ -34,10 +34,16 @@ Stop = Annotated[str, Field(max_length=1024)]
 Count = Annotated[int, Field(ge=1)]
 
 
-class Speculation(BaseModel):
-    """How drafts are accepted: never looser than the operator of the server has it."""
+class Fields(BaseModel):
+    """Keeps what it does not know. Where that makes no difference it is ignored, and else refused
+    by name: see :func:`specdec.serving.decoding.check_extra`.
+    """
 
-    model_config = ConfigDict(extra="forbid")
+    model_config = ConfigDict(extra="allow")
+
+
+class Speculation(Fields):
+    """How drafts are accepted: never looser than the operator of the server has it."""
 
     policy: Literal["operator", "lossless"] = "operator"
     epsilon: Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)] | None = None
@@ -47,7 +53,7 @@ class Speculation(BaseModel):
     origins: bool = False
 
 
-class StreamOptions(BaseModel):
+class StreamOptions(Fields):
     """What a stream carries besides text."""
 
     include_usage: bool = False
@@ -55,14 +61,16 @@ class StreamOptions(BaseModel):
     include_obfuscation: bool | None = None
 
 
-class ImageUrl(BaseModel):
-    """An image: a ``data:`` URL, or what else the server's operator allows."""
+class ImageUrl(Fields):
+    """An image: a ``data:`` URL, or what else the server's operator allows. How many tokens it
+    becomes is the processor's business, whatever ``detail`` says.
+    """
 
     url: str
     detail: Literal["auto", "low", "high"] | None = None
 
 
-class Part(BaseModel):
+class Part(Fields):
     """A part of a message."""
 
     type: Literal["text", "image_url"]
@@ -70,14 +78,14 @@ class Part(BaseModel):
     image_url: ImageUrl | None = None
 
 
-class Function(BaseModel):
+class Function(Fields):
     """A call of a tool; its arguments are a JSON object, as text."""
 
     name: str
     arguments: str
 
 
-class ToolCall(BaseModel):
+class ToolCall(Fields):
     """What an assistant asked to be done."""
 
     id: str | None = None
@@ -85,7 +93,7 @@ class ToolCall(BaseModel):
     function: Function
 
 
-class Message(BaseModel):
+class Message(Fields):
     """A turn of a conversation."""
 
     role: Literal["system", "developer", "user", "assistant", "tool"]
@@ -95,7 +103,7 @@ class Message(BaseModel):
     tool_call_id: str | None = None
 
 
-class ToolFunction(BaseModel):
+class ToolFunction(Fields):
     """A function that the model may ask to be called."""
 
     name: str
@@ -104,21 +112,15 @@ class ToolFunction(BaseModel):
     strict: bool | None = None
 
 
-class Tool(BaseModel):
+class Tool(Fields):
     """A tool."""
 
     type: Literal["function"]
     function: ToolFunction
 
 
-class Common(BaseModel):
-    """What both kinds of completion take.
-
-    Fields that are not here are ignored where that makes no difference, and else refused by name:
-    see :func:`specdec.serving.decoding.check_extra`.
-    """
-
-    model_config = ConfigDict(extra="allow")
+class Common(Fields):
+    """What both kinds of completion take."""
 
     model: str
     stream: bool = False

@@ -28,6 +28,7 @@ WRONG: dict[str, tuple[type[BaseModel], dict[str, Any]]] = {
     "tools": (ChatRequest, chat(tools=[1] * MANY)),
     "biases": (ChatRequest, chat(logit_bias={str(i): "x" for i in range(MANY)})),
     "stop": (ChatRequest, chat(stop=[1] * MANY)),
+    "speculation": (ChatRequest, chat(specdec={f"a{i}": 1 for i in range(MANY)} | {"gamma": -1})),
     "prompts": (CompletionRequest, {"model": "demo", "prompt": [{}] * MANY}),
     "tokens": (CompletionRequest, {"model": "demo", "prompt": [1] * MANY + ["x"] * MANY}),
     "tokens of a prompt": (CompletionRequest, {"model": "demo", "prompt": [["x"] * MANY]}),
