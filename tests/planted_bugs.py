@@ -1573,6 +1573,13 @@ BUGS = (
         "pass",
         "tests/serving/test_http.py",
     ),
+    Bug(
+        "text that is far too long is encoded before it is refused",
+        "specdec/serving/chat.py",
+        "_letters([said, called]) // self._longest",
+        "0",
+        "tests/serving/test_chat.py",
+    ),
     # The playground.
     Bug(
         "the page has the speedup upside down",

@@ -13,7 +13,7 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, ProcessorMixin
 
 from specdec import prompts
-from specdec.serving.errors import refused
+from specdec.serving.errors import ApiError, refused
 from specdec.serving.images import ImageRefused
 from specdec.serving.schema import Message, Tool, ToolCall
 from specdec.serving.settings import Settings
@@ -53,6 +53,11 @@ class Prompts:
         self._images = images
         spec = read_spec(model)
         self._visual, self._vocabulary = spec.visual_token_ids, spec.vocab_size
+        limits = (settings.max_prompt_tokens, prompts.context_length(model))
+        self._most = min((each for each in limits if each is not None), default=None)
+        whole: Any = processor  # a tokenizer is its own, a processor has one
+        vocabulary = getattr(whole, "tokenizer", whole).get_vocab()
+        self._longest = max(map(len, vocabulary), default=1)  # characters of a token
         self._thread = ThreadPoolExecutor(1, "specdec-prompts")
 
     def close(self) -> None:
@@ -73,16 +78,24 @@ class Prompts:
             raise refused("this model's chat format has no place for tools", "tools")
         said = [await self._message(index, message) for index, message in enumerate(messages)]
         called = [tool.model_dump(exclude_none=True) for tool in tools or ()]
-        return await self._encode(
-            "messages", lambda: prompts.from_chat(self._processor, said, called)
-        )
+
+        def encode() -> dict[str, Tensor]:
+            self._check_size("messages", _letters([said, called]) // self._longest)
+            return prompts.from_chat(self._processor, said, called)
+
+        return await self._encode("messages", encode)
 
     async def of_text(self, prompt: str) -> dict[str, Tensor]:
         """Likewise, of a prompt as it stands."""
+        self._check_size("prompt", len(prompt) // self._longest)
         return await self._encode("prompt", lambda: prompts.from_text(self._processor, prompt))
 
-    def of_ids(self, ids: Sequence[int]) -> dict[str, Tensor]:
+    async def of_ids(self, ids: Sequence[int]) -> dict[str, Tensor]:
         """Likewise, of tokens."""
+        self._check_size("prompt", len(ids))
+        return await self._encode("prompt", lambda: self._row(ids))
+
+    def _row(self, ids: Sequence[int]) -> dict[str, Tensor]:
         import torch
 
         if wrong := [token for token in ids if not 0 <= token < self._vocabulary]:
@@ -91,14 +104,19 @@ class Prompts:
             )
         tokens = torch.tensor([ids], dtype=torch.int64)
         # Without a mask transformers takes tokens that are used for padding to be that.
-        inputs = {"input_ids": tokens, "attention_mask": torch.ones_like(tokens)}
-        return self._checked("prompt", inputs)
+        return {"input_ids": tokens, "attention_mask": torch.ones_like(tokens)}
 
     async def _encode(
         self, param: str, encode: Callable[[], dict[str, Tensor]]
     ) -> dict[str, Tensor]:
+        loop = asyncio.get_running_loop()
+        return await loop.run_in_executor(self._thread, self._encoded, param, encode)
+
+    def _encoded(self, param: str, encode: Callable[[], dict[str, Tensor]]) -> dict[str, Tensor]:
         try:
-            inputs = await asyncio.get_running_loop().run_in_executor(self._thread, encode)
+            inputs = encode()
+        except ApiError:
+            raise
         # Templates and processors raise whatever they stumble over, and what they were given is
         # the client's.
         except Exception as error:
@@ -106,15 +124,32 @@ class Prompts:
             raise refused(f"the model's processor does not take this: {text}", param) from error
         return self._checked(param, inputs)
 
-    def _checked(self, param: str, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
-        ids = inputs["input_ids"][0].tolist()
-        most = self._settings.max_prompt_tokens
-        if most is not None and len(ids) > most:
+    def _check_size(self, param: str, least: int) -> None:
+        """Refuse, before it is encoded, what has at least so many tokens, if that is too many."""
+        if self._most is not None and least > self._most:
             raise refused(
-                f"the prompt has {len(ids)} tokens, this server takes {most}; shorten it",
+                f"the prompt has at least {least} tokens, this server takes {self._most}; shorten "
+                "it",
                 param,
                 "context_length_exceeded",
             )
+
+    def _checked(self, param: str, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
+        length = inputs["input_ids"].shape[1]
+        if not length:
+            raise refused("the prompt has no tokens; say something", param, "empty_prompt")
+        most = self._settings.max_prompt_tokens
+        if most is not None and length > most:
+            raise refused(
+                f"the prompt has {length} tokens, this server takes {most}; shorten it",
+                param,
+                "context_length_exceeded",
+            )
+        try:
+            prompts.answer_room(self._model, inputs, 1)
+        except ValueError as error:
+            raise refused(str(error), param, "context_length_exceeded") from error
+        ids = inputs["input_ids"][0].tolist()
         pixels = any(name.startswith(("pixel", "image")) for name in inputs)
         if not pixels and any(token in self._visual for token in ids):
             raise refused("the prompt has tokens that stand for an image, and no image", param)
@@ -165,6 +200,20 @@ class Prompts:
             return await self._images.read(url)
         except ImageRefused as error:
             raise refused(f"{where}.image_url: {error}", f"{where}.image_url") from error
+
+
+def _letters(values: Sequence[Any]) -> int:  # Any: chat messages, JSON values
+    """Characters of all texts in there."""
+    count, left = 0, list(values)
+    while left:
+        value = left.pop()
+        if isinstance(value, str):
+            count += len(value)
+        elif isinstance(value, Mapping):
+            left += value.values()
+        elif isinstance(value, list):
+            left += value
+    return count
 
 
 def count_images(messages: Sequence[Message]) -> int:

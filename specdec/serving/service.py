@@ -91,11 +91,8 @@ class Service:
         """
         length = inputs["input_ids"].shape[1]
         asked = body.specdec
-        try:
-            wanted = wanted_tokens(body, self.longest)
-            room = answer_room(self.engine.threaded.model, inputs, wanted)
-        except ValueError as error:
-            raise refused(str(error), code="context_length_exceeded") from error
+        wanted = wanted_tokens(body, self.longest)
+        room = answer_room(self.engine.threaded.model, inputs, wanted)
         options = {
             "max_new_tokens": room,
             "acceptance": self.policy.wanted(asked),

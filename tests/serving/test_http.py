@@ -73,7 +73,7 @@ REFUSED = {
     "no token": ({"logit_bias": {"99999": 1}}, "logit_bias"),
     "too many answers": ({"n": 17}, "n"),
     "too many tokens": ({"max_tokens": 9999}, "max_tokens"),
-    "too long": (message(content="row " * 2000), None),
+    "too long": (message(content="row " * 2000), "messages"),
     "no image": (message(content="<image>"), "messages"),
     "remote image": (image("http://127.0.0.1/a.png"), "messages.0.content.0.image_url"),
     "no such file": (image("file:///etc/passwd"), "messages.0.content.0.image_url"),
