@@ -1580,6 +1580,20 @@ BUGS = (
         "0",
         "tests/serving/test_chat.py",
     ),
+    Bug(
+        "images of all connections are decoded at once",
+        "specdec/serving/chat.py",
+        "_SECTIONS = 2",
+        "_SECTIONS = 99",
+        "tests/serving/test_chat.py",
+    ),
+    Bug(
+        "the queue is full only for who is encoded",
+        "specdec/serving/service.py",
+        "check_open(self.preparing.calls - 1)",
+        "check_open()",
+        "tests/serving/test_chat.py",
+    ),
     # The playground.
     Bug(
         "the page has the speedup upside down",

@@ -6,7 +6,7 @@ import asyncio
 import json
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from PIL import Image
 from torch import Tensor
@@ -14,20 +14,38 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, ProcessorMixi
 
 from specdec import prompts
 from specdec.serving.errors import ApiError, refused
-from specdec.serving.images import ImageRefused
+from specdec.serving.images import Encoded, ImageRefused
 from specdec.serving.schema import Message, Tool, ToolCall
 from specdec.serving.settings import Settings
 from specdec.verifiers.spec import read_spec
 
 _TEXT_ONLY = ("system", "developer", "assistant", "tool")
 _OTHER = {"text": "image_url", "image_url": "text"}  # what a part of a kind does not have
+_SECTIONS = 2  # requests whose images are there as pixels: one is decoded, one encoded
 
 
 class Reader(Protocol):
     """Whoever fetches images."""
 
-    async def read(self, url: str) -> Image.Image:
-        """The image that a URL means."""
+    async def fetch(self, url: str) -> Encoded:
+        """What the image that a URL means is made of."""
+
+    async def decode(self, image: Encoded) -> Image.Image:
+        """Its pixels."""
+
+
+class _Fetched(NamedTuple):
+    """An image of a message.
+
+    Attributes:
+        where: it is, in the request.
+        part: of the message, which its pixels go into. Any: transformers' format.
+        image: without them.
+    """
+
+    where: str
+    part: dict[str, Any]
+    image: Encoded
 
 
 class Prompts:
@@ -59,6 +77,7 @@ class Prompts:
         vocabulary = getattr(whole, "tokenizer", whole).get_vocab()
         self._longest = max(map(len, vocabulary), default=1)  # characters of a token
         self._thread = ThreadPoolExecutor(1, "specdec-prompts")
+        self._sections = asyncio.Semaphore(_SECTIONS)
 
     def close(self) -> None:
         """End the thread."""
@@ -76,14 +95,22 @@ class Prompts:
             raise refused("this model has no chat format; use /v1/completions", "messages")
         if tools and "tools" not in str(self._processor.chat_template):
             raise refused("this model's chat format has no place for tools", "tools")
-        said = [await self._message(index, message) for index, message in enumerate(messages)]
+        images: list[_Fetched] = []
+        said = [
+            await self._message(index, message, images) for index, message in enumerate(messages)
+        ]
         called = [tool.model_dump(exclude_none=True) for tool in tools or ()]
 
         def encode() -> dict[str, Tensor]:
             self._check_size("messages", _letters([said, called]) // self._longest)
             return prompts.from_chat(self._processor, said, called)
 
-        return await self._encode("messages", encode)
+        if not images:
+            return await self._encode("messages", encode)
+        async with self._sections:
+            for each in images:
+                each.part["image"] = await self._pixels(each)
+            return await self._encode("messages", encode)
 
     async def of_text(self, prompt: str) -> dict[str, Tensor]:
         """Likewise, of a prompt as it stands."""
@@ -155,13 +182,18 @@ class Prompts:
             raise refused("the prompt has tokens that stand for an image, and no image", param)
         return prompts.place(inputs, self._model)
 
-    async def _message(self, index: int, message: Message) -> dict[str, Any]:
-        """A turn as transformers' chat templates expect it. Any: their format."""
+    async def _message(
+        self, index: int, message: Message, images: list[_Fetched]
+    ) -> dict[str, Any]:
+        """A turn as transformers' chat templates expect it, but for the pixels of `images`, which
+        those of this message are added to. Any: their format.
+        """
         place = f"messages.{index}"
         role = "system" if message.role == "developer" else message.role
         if message.content is None and role != "assistant":
             raise refused(f"{place}.content: a {role} message needs it", f"{place}.content")
-        said: dict[str, Any] = {"role": role, "content": await self._content(place, message)}
+        content = await self._content(place, message, images)
+        said: dict[str, Any] = {"role": role, "content": content}
         if message.name is not None:
             said["name"] = message.name
         if message.tool_call_id is not None:
@@ -173,7 +205,9 @@ class Prompts:
             ]
         return said
 
-    async def _content(self, place: str, message: Message) -> list[dict[str, Any]]:
+    async def _content(
+        self, place: str, message: Message, images: list[_Fetched]
+    ) -> list[dict[str, Any]]:
         if message.content is None or isinstance(message.content, str):
             return [{"type": "text", "text": message.content or ""}]
         parts: list[dict[str, Any]] = []
@@ -190,16 +224,24 @@ class Prompts:
                 raise refused(f"{where}.image_url: an image part needs it", f"{where}.image_url")
             if message.role in _TEXT_ONLY:
                 raise refused(f"{where}: images belong into user messages", where)
-            parts.append({"type": "image", "image": await self._image(where, part.image_url.url)})
+            parts.append({"type": "image"})
+            image = await self._image(where, part.image_url.url)
+            images.append(_Fetched(f"{where}.image_url", parts[-1], image))
         return parts
 
-    async def _image(self, where: str, url: str) -> Image.Image:
+    async def _image(self, where: str, url: str) -> Encoded:
         if not self.takes_images:
             raise refused(f"{where}: this is a text model, it takes no images", where)
         try:
-            return await self._images.read(url)
+            return await self._images.fetch(url)
         except ImageRefused as error:
             raise refused(f"{where}.image_url: {error}", f"{where}.image_url") from error
+
+    async def _pixels(self, fetched: _Fetched) -> Image.Image:
+        try:
+            return await self._images.decode(fetched.image)
+        except ImageRefused as error:
+            raise refused(f"{fetched.where}: {error}", fetched.where) from error
 
 
 def _letters(values: Sequence[Any]) -> int:  # Any: chat messages, JSON values

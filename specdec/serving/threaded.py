@@ -176,8 +176,11 @@ class ThreadedEngine:
     def __exit__(self, *exception: object) -> None:
         self.close()
 
-    def check_open(self) -> None:
+    def check_open(self, others: int = 0) -> None:
         """Whether a request would be taken now; costs nothing.
+
+        Args:
+            others: requests that come before it and are not here yet.
 
         Raises:
             QueueFull: too many wait.
@@ -187,9 +190,10 @@ class ThreadedEngine:
             raise EngineClosed("this engine's thread has ended by an error") from self._error
         if self._draining:
             raise EngineClosed("this engine takes no requests any more: it was drained or closed")
-        waiting = len(self._open) - self.limits.max_batch
+        there_are = len(self._open) + others
+        waiting = there_are - self.limits.max_batch
         if waiting >= self.limits.max_waiting:
-            turns = len(self._open) / self.limits.max_batch
+            turns = there_are / self.limits.max_batch
             raise QueueFull(waiting, min(max(1.0, turns * self._seconds), 60.0))
 
     def _cancel(self, request: Request) -> None:
