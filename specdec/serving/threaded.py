@@ -9,6 +9,7 @@ from collections import Counter, deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
+from os import PathLike
 from queue import SimpleQueue
 from typing import Any, Protocol, TypeVar
 
@@ -18,7 +19,7 @@ from transformers import PreTrainedModel
 from specdec.calls import check_gives, fresh_generator, one_request, rule_of, verifier_for
 from specdec.choice import DrafterLike, TreeLike, resolve_drafter, resolve_tree
 from specdec.engine import Emission, Engine, Limits, Request
-from specdec.policies import Acceptance
+from specdec.policies import Acceptance, load_policy
 from specdec.serving.status import EngineStats
 from specdec.serving.stream import EngineClosed, QueueFull, Stream
 from specdec.stats import AcceptanceStats
@@ -47,7 +48,7 @@ class ThreadedEngine:
         model: as for :func:`specdec.generate`.
         drafter: likewise.
         tree: likewise; by default as much is drafted as pays under the load that there is.
-        acceptance: of requests that do not say.
+        acceptance: of requests that do not say. A policy file is read here, and not again.
         kv_cache_bytes: what the verifier's keys and values may take.
         limits: how much may run and wait at once.
 
@@ -66,6 +67,9 @@ class ThreadedEngine:
         limits: Limits | None = None,
     ) -> None:
         self.model = model
+        # Read once: a file that changes later is not what the operator has looked at.
+        if acceptance != "lossless" and isinstance(acceptance, (str, PathLike)):
+            acceptance = load_policy(acceptance, model)
         self.acceptance = acceptance
         self.limits = limits or Limits()
         drafts = resolve_drafter(drafter, model)
