@@ -1594,6 +1594,13 @@ BUGS = (
         "check_open()",
         "tests/serving/test_chat.py",
     ),
+    Bug(
+        "who drains reads figures that a step is changing",
+        "specdec/serving/threaded.py",
+        "self._stats = replace(self._stats, draining=True)",
+        "self._tell(force=True)",
+        SERVING,
+    ),
     # The playground.
     Bug(
         "the page has the speedup upside down",

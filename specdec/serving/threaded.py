@@ -7,7 +7,7 @@ import threading
 import time
 from collections import Counter, deque
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from os import PathLike
 from queue import SimpleQueue
@@ -161,7 +161,8 @@ class ThreadedEngine:
         """
         with self._wake:
             self._draining = True
-            self._tell(force=True)
+            # The figures themselves are the engine's thread's, which may be changing them.
+            self._stats = replace(self._stats, draining=True)
             return self._wake.wait_for(lambda: not self._open, timeout)
 
     def close(self) -> None:

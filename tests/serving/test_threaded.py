@@ -270,6 +270,27 @@ def test_sampled_answers_repeat_by_their_seed(
     assert alone[0] != alone[1]
 
 
+def test_draining_leaves_the_figures_to_the_engine(
+    model: PreTrainedModel, asked: list[tuple[dict[str, Any], list[int]]]
+) -> None:
+    """Another thread that reads them while a step changes them fails, now and then."""
+    engine, threads = specdec.ThreadedEngine(model), list[str]()
+    tell = engine._tell
+
+    def watched(*, force: bool = False) -> None:
+        threads.append(threading.current_thread().name)
+        tell(force=force)
+
+    engine._tell = watched  # type: ignore[method-assign]  # to see who calls it
+    stream = ask(engine, asked[0][0], max_new_tokens=40, eos_token_id=None)
+    assert not engine.drain(0.0)
+    assert engine.stats.draining
+    assert len(stream.result()) == 40
+    engine.close()
+    assert engine.stats.draining
+    assert set(threads) == {"specdec-engine"}
+
+
 def test_a_policy_file_is_read_once(
     model: PreTrainedModel, asked: list[tuple[dict[str, Any], list[int]]], tmp_path: Path
 ) -> None:
