@@ -1,4 +1,4 @@
-"""Many requests at once: who is let in, who gives way, and whom an error concerns."""
+"""Many requests at once: who is let in, and who gives way."""
 
 from __future__ import annotations
 
@@ -12,52 +12,16 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-import specdec
-from specdec.cache import OutOfPages
-from specdec.calls import rule_of
-from specdec.drafters import NgramDrafter, TextOnlyDrafter
+from specdec.drafters import TextOnlyDrafter
 from specdec.engine import Decoding, Engine, Limits, Request
 from specdec.engine.limits import Waiting
-from specdec.engine.planner import Fixed, Outcome, within
-from specdec.interfaces import DraftRequest, Prompt, Reads, Verified
-from specdec.tree import DraftTree, Dynamic, chain, static
+from specdec.engine.planner import within
+from specdec.interfaces import Prompt, Reads
+from specdec.tree import Dynamic, chain, static
 from specdec.verifiers import TransformersVerifier
 from support import families
+from support.batching import finish, submit
 from support.fake_drafters import GuessingDrafter
-
-NEW_TOKENS = 20
-
-
-@pytest.fixture(scope="module")
-def model() -> PreTrainedModel:
-    return families.causal_lm(0, layers=2)
-
-
-@pytest.fixture(scope="module")
-def cases(model: PreTrainedModel) -> list[tuple[Tensor, list[int]]]:
-    """Prompts of 3 to 60 tokens, some of which begin alike, and what the model answers."""
-    generator = torch.Generator().manual_seed(3)
-    common = torch.randint(2, 140, (1, 24), generator=generator)
-    pairs = []
-    for index in range(12):
-        own = torch.randint(2, 140, (1, 3 + 3 * index), generator=generator)
-        ids = torch.cat([common, own], 1) if index % 3 == 0 else own
-        answer = model.generate(ids, max_new_tokens=NEW_TOKENS, do_sample=False, eos_token_id=None)
-        pairs.append((ids, answer[0, ids.shape[1] :].tolist()))
-    return pairs
-
-
-def submit(engine: Engine, ids: Tensor, priority: int = 0, **how: Any) -> Request:
-    prompt = engine.verifier.encode(Prompt(ids, (0,), {}))
-    assert prompt.encoded is not None
-    decoding = Decoding(max_length=ids.shape[1] + NEW_TOKENS, **how)
-    (request,) = engine.submit(prompt, decoding, priority)
-    return request
-
-
-def finish(engine: Engine) -> None:
-    while engine.has_work:
-        engine.step()
 
 
 @pytest.mark.parametrize("seed", range(6))
@@ -149,45 +113,6 @@ def test_prompts_run_in_pieces_where_nothing_is_shared(
     verifier.check_integrity()
 
 
-def test_what_goes_wrong_with_nobody_in_particular_is_told(
-    model: PreTrainedModel,
-    cases: list[tuple[Tensor, list[int]]],
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    """An error before anybody is let in, which would come again and again, nobody hearing of it."""
-    engine = Engine(TransformersVerifier(model), None, limits=Limits(), isolates=True)
-    with pytest.raises(ValueError, match="priority must be an int, got None"):
-        submit(engine, cases[0][0], None)  # type: ignore[arg-type]  # that is the point
-    submit(engine, cases[1][0])
-    monkeypatch.setattr(Waiting, "first", lambda _: 1 / 0)
-    with pytest.raises(ZeroDivisionError):
-        engine.step()
-
-
-def whole(engine: Engine, ids: Tensor) -> Request:
-    """A prompt that is not run in pieces."""
-    decoding = Decoding(max_length=ids.shape[1] + NEW_TOKENS)
-    (request,) = engine.submit(Prompt(ids, (0,), {}), decoding)
-    return request
-
-
-def test_a_whole_prompt_that_never_fits_leaves_others_alone(
-    model: PreTrainedModel, cases: list[tuple[Tensor, list[int]]]
-) -> None:
-    """Nobody let in any more behind it: there is nobody who could give pages back."""
-    page = TransformersVerifier(model, page_size=4)
-    page.prefill(Prompt(cases[0][0], (0,), {}), 40)
-    verifier = TransformersVerifier(model, page_size=4, kv_cache_bytes=12 * page.bytes_per_page)
-    verifier.measure()
-    engine = Engine(verifier, None, limits=Limits(), isolates=True)
-    large, small = whole(engine, torch.ones(1, 200, dtype=torch.long)), whole(engine, cases[1][0])
-    for _ in range(2 * NEW_TOKENS):
-        engine.step()
-    assert isinstance(large.error, OutOfPages)
-    assert small.output == cases[1][1]
-    assert not engine.has_work
-
-
 def test_a_whole_prompt_does_not_lose_its_turn(model: PreTrainedModel) -> None:
     """One that finds no pages when its turn comes: urgent ones would overtake it for ever."""
     page = TransformersVerifier(model, page_size=4)
@@ -213,30 +138,6 @@ def test_a_whole_prompt_does_not_lose_its_turn(model: PreTrainedModel) -> None:
         running += [urgent() for _ in range(8 - len(running))]
         engine.step()
     assert patient.finish_reason == "length"
-
-
-@pytest.mark.parametrize("isolates", [True, False])
-def test_acceptance_that_a_drafter_cannot_serve_ends_its_own_request(
-    model: PreTrainedModel, cases: list[tuple[Tensor, list[int]]], isolates: bool
-) -> None:
-    """Everybody's requests, where one asks for distributions of a drafter without any."""
-    rule = specdec.Relaxed(0.2, reliance="divergence", guards=())
-    engine = Engine(
-        TransformersVerifier(model), NgramDrafter(), chain(3), Limits(), isolates=isolates
-    )
-    ids = torch.tensor([[5, 6, 7, 5, 6, 7, 5, 6]])
-    answer = model.generate(ids, max_new_tokens=NEW_TOKENS, do_sample=False, eos_token_id=None)
-    other = submit(engine, ids)
-    bad = submit(engine, ids, rule=rule_of(model, rule, {}))
-    if not isolates:
-        with pytest.raises(ValueError, match="this drafter gives none"):
-            finish(engine)
-        engine.close()
-        return
-    finish(engine)
-    assert "this drafter gives none" in str(bad.error)
-    assert other.output == answer[0, ids.shape[1] :].tolist()
-    assert engine.stats.num_draft_tokens > 0
 
 
 def rows(number: int, priority: int) -> list[Request]:
@@ -287,107 +188,6 @@ def test_the_urgent_come_first_and_the_oldest_stays(
     assert engine.stats.num_prompt_tokens == sum(cases[i][0].shape[1] for i in (1, 2, 4))
     assert others[0].stats.num_prompt_tokens == cases[2][0].shape[1]
     assert engine.stats.num_cached_tokens == 0
-
-
-def test_who_asks_for_more_pages_than_there_are_is_told(
-    model: PreTrainedModel, cases: list[tuple[Tensor, list[int]]]
-) -> None:
-    """One request that fits no cache would be tried again for ever, or end the engine."""
-    page = TransformersVerifier(model, page_size=4)
-    page.prefill(Prompt(cases[0][0], (0,), {}), 40)
-    verifier = TransformersVerifier(model, page_size=4, kv_cache_bytes=9 * page.bytes_per_page)
-    engine = Engine(verifier, None, limits=Limits(), isolates=True)
-    small = submit(engine, cases[1][0])
-    engine.step()  # only then is known what a page takes
-    large = submit(engine, cases[11][0])
-    finish(engine)
-    assert small.output == cases[1][1]
-    assert (large.finish_reason, type(large.error)) == ("error", OutOfPages)
-    assert verifier.pages_taken == 0
-
-
-class Fragile(TransformersVerifier):
-    """Raises when it meets a token, or gives NaN behind it."""
-
-    raises = nan = -1
-
-    def verify(self, handles: Any, trees: Sequence[DraftTree], pieces: Any = ()) -> Verified:
-        if any(self.raises in tree.tokens for tree in trees):
-            raise RuntimeError("the device is unhappy")
-        out = super().verify(handles, trees, pieces)
-        tokens = torch.tensor([token for tree in trees for token in tree.tokens])
-        out.logits[tokens == self.nan] = torch.nan
-        return out
-
-
-@pytest.mark.parametrize("kind", ["raises", "nan"])
-def test_what_goes_wrong_with_one_concerns_no_other(
-    model: PreTrainedModel, cases: list[tuple[Tensor, list[int]]], kind: str
-) -> None:
-    """A forward that fails because of one, and logits that are no numbers."""
-    verifier = Fragile(model, page_size=4)
-    bad = cases[4][1][5]  # its sixth token; others that say it go the same way
-    setattr(verifier, kind, bad)
-    engine = Engine(verifier, None, limits=Limits(max_batch=16), isolates=True)
-    requests = [submit(engine, ids) for ids, _ in cases]
-    finish(engine)
-    concerned = [bad in answer[:-1] for _, answer in cases]
-    assert any(concerned)
-    assert not all(concerned)
-    for request, (_, answer), fails in zip(requests, cases, concerned, strict=True):
-        if fails:
-            assert request.finish_reason == "error"
-            assert ("unhappy" if kind == "raises" else "NaN") in str(request.error)
-            assert request.output == answer[: answer.index(bad) + 1]
-        else:
-            assert request.output == answer
-    assert verifier.pages_taken == 0
-
-
-def test_a_processor_that_raises_ends_its_own_request(
-    model: PreTrainedModel, cases: list[tuple[Tensor, list[int]]]
-) -> None:
-    def raises(ids: Tensor, logits: Tensor) -> Tensor:
-        if ids.shape[1] > cases[1][0].shape[1] + 3:
-            raise KeyError("nothing there")
-        return logits
-
-    verifier = TransformersVerifier(model, page_size=4)
-    engine = Engine(verifier, GuessingDrafter(), chain(2), limits=Limits(), isolates=True)
-    bad, good = submit(engine, cases[1][0], processor=raises), submit(engine, cases[2][0])
-    finish(engine)
-    assert isinstance(bad.error, KeyError)
-    assert bad.output == cases[1][1][:4]
-    assert good.output == cases[2][1]
-    strict = Engine(verifier, GuessingDrafter(), chain(2))
-    submit(strict, cases[1][0], processor=raises)
-    with pytest.raises(KeyError):
-        finish(strict)
-    strict.close()
-
-
-def test_a_drafter_that_fails_is_done_without(
-    model: PreTrainedModel,
-    cases: list[tuple[Tensor, list[int]]],
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    """And what it did not draft does not count as drafts that were refused."""
-
-    class Failing(GuessingDrafter):
-        def propose(self, batch: Sequence[DraftRequest]) -> list[DraftTree]:
-            if len(batch[0].tokens) > batch[0].prompt_length + 5:
-                raise RuntimeError("no idea")
-            return super().propose(batch)
-
-    seen: list[Outcome] = []
-    monkeypatch.setattr(Fixed, "observe", lambda _, outcomes, seconds: seen.extend(outcomes))
-    engine = Engine(TransformersVerifier(model), Failing(), chain(2), Limits(), isolates=True)
-    requests = [submit(engine, ids) for ids, _ in cases[:4]]
-    finish(engine)
-    assert [request.output for request in requests] == [answer for _, answer in cases[:4]]
-    assert engine.stats.num_draft_tokens > 0
-    assert {outcome.asked > 0 for outcome in seen} == {True, False}
-    assert all(outcome.nodes > 0 for outcome in seen if outcome.asked)
 
 
 def test_requests_that_do_not_draft_run_beside_those_that_do(
