@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import socket
 from collections.abc import Iterator
@@ -11,8 +12,13 @@ from urllib.parse import urlsplit
 
 import httpx
 import pytest
+from starlette.applications import Starlette
+from starlette.routing import Mount
 
+from specdec import AsyncEngine
 from specdec.demo import Demo
+from specdec.serving.app import create_app
+from specdec.serving.settings import Settings
 from support.servers import PATIENCE, Running, running
 
 CHAT = "/v1/chat/completions"
@@ -87,3 +93,18 @@ def test_refusals_can_be_read_by_pages_that_may_ask(demo: Demo) -> None:
             assert response.headers["Access-Control-Allow-Origin"] == page
         other = client.get("/health", headers={"Origin": "http://other.example"})
         assert "Access-Control-Allow-Origin" not in other.headers
+
+
+def test_keys_are_wanted_under_another_path_too(demo: Demo) -> None:
+    """Would catch an application that is open to all once another one has it under a path."""
+    engine = AsyncEngine(demo.model)
+    with engine.threaded:
+        app = create_app(engine, demo.processor, Settings(model="demo", api_keys=("one",)))
+
+        async def ask(**headers: str) -> int:
+            transport = httpx.ASGITransport(Starlette(routes=[Mount("/under", app)]))
+            async with httpx.AsyncClient(transport=transport, base_url="http://a") as client:
+                return (await client.get("/under/v1/models", headers=headers)).status_code
+
+        assert asyncio.run(ask()) == 401
+        assert asyncio.run(ask(Authorization="Bearer one")) == 200
