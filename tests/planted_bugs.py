@@ -1684,6 +1684,13 @@ BUGS = (
         "error",
         "tests/serving/test_faults.py",
     ),
+    Bug(
+        "a page of any origin may ask",
+        "specdec/serving/guard.py",
+        'and not _is_json(headers.get("content-type", ""))',
+        "and False",
+        "tests/serving/test_guard.py",
+    ),
     # The playground.
     Bug(
         "the page has the speedup upside down",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ipaddress
 import logging
+import os
 from functools import partial
 from importlib import import_module
 from pathlib import Path
@@ -44,6 +45,7 @@ if TYPE_CHECKING:
     from specdec.serving.images import ImageLimits, ImageReader
     from specdec.serving.settings import Settings
 
+_KEYS = "SPECDEC_API_KEY"
 _OWN_NAMES = ("localhost", "127.0.0.1", "[::1]")
 
 
@@ -64,7 +66,7 @@ def serve(
     api_key: Annotated[
         list[str] | None,
         typer.Option(
-            envvar="SPECDEC_API_KEY",
+            envvar=_KEYS,
             help="Key that requests must show; may be given several times.",
             show_default=False,
         ),
@@ -121,8 +123,10 @@ def serve(
     from specdec.serving.settings import Settings
 
     keys = tuple(api_key or ())
-    if "" in keys:
+    if not all(key.strip() for key in keys):
         raise UserError("--api-key: an empty key keeps nobody out")
+    if not keys and _KEYS in os.environ:
+        raise UserError(f"{_KEYS} is set and holds no key, which would let everybody in; unset it")
     if not keys and not _is_own(host):
         note(f"warning: {host} may be reached by others, and there is no --api-key")
     settings = Settings(
