@@ -1593,6 +1593,48 @@ BUGS = (
         "(working,), return_when",
         "tests/serving/test_http.py",
     ),
+    Bug(
+        "each wrong item of a list is an error of its own",
+        "specdec/serving/schema.py",
+        "Field(fail_fast=True)",
+        "Field()",
+        "tests/serving/test_schema.py",
+    ),
+    Bug(
+        "unknown fields of a message are dropped in silence",
+        "specdec/serving/decoding.py",
+        'check_extra(item, f"{place}{name}.{number}.")',
+        "pass",
+        "tests/serving/test_http.py",
+    ),
+    Bug(
+        "text that is far too long is encoded before it is refused",
+        "specdec/serving/chat.py",
+        "_letters([said, called]) // self._longest",
+        "0",
+        "tests/serving/test_chat.py",
+    ),
+    Bug(
+        "images of all connections are decoded at once",
+        "specdec/serving/chat.py",
+        "_SECTIONS = 2",
+        "_SECTIONS = 99",
+        "tests/serving/test_chat.py",
+    ),
+    Bug(
+        "the queue is full only for who is encoded",
+        "specdec/serving/service.py",
+        "check_open(self.preparing.calls - 1)",
+        "check_open()",
+        "tests/serving/test_chat.py",
+    ),
+    Bug(
+        "who drains reads figures that a step is changing",
+        "specdec/serving/threaded.py",
+        "self._stats = replace(self._stats, draining=True)",
+        "self._tell(force=True)",
+        SERVING,
+    ),
     # The playground.
     Bug(
         "the page has the speedup upside down",

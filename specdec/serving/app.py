@@ -55,7 +55,7 @@ def create_app(
         prompts=Prompts(model, processor, settings, images or ImageReader()),
         tokenizer=tokenizer,
         settings=settings,
-        policy=Policy(engine.threaded.acceptance, model),
+        policy=Policy(engine.threaded.acceptance),
         metrics=Metrics(lambda: engine.stats),
         vocabulary=Vocabulary(tokenizer),
         size=read_spec(model).vocab_size,

@@ -95,11 +95,12 @@ class Call(ABC):
 
     async def _submit(self) -> Answers:
         service = self.service
-        orders = await self.orders()
-        self.count = sum(order.samples for order in orders)
-        return await Answers.of(
-            service.engine, service.tokenizer, orders, service.metrics, self._began
-        )
+        with service.preparing:
+            orders = await self.orders()
+            self.count = sum(order.samples for order in orders)
+            return await Answers.of(
+                service.engine, service.tokenizer, orders, service.metrics, self._began
+            )
 
     async def _whole(self, answers: Answers) -> dict[str, Any]:
         pieces: list[list[Piece]] = [[] for _ in range(self.count)]

@@ -6,27 +6,46 @@ import asyncio
 import json
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from PIL import Image
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, ProcessorMixin
 
 from specdec import prompts
-from specdec.serving.errors import refused
-from specdec.serving.images import ImageRefused
+from specdec.serving.errors import ApiError, refused
+from specdec.serving.images import Encoded, ImageRefused
 from specdec.serving.schema import Message, Tool, ToolCall
 from specdec.serving.settings import Settings
 from specdec.verifiers.spec import read_spec
 
 _TEXT_ONLY = ("system", "developer", "assistant", "tool")
+_OTHER = {"text": "image_url", "image_url": "text"}  # what a part of a kind does not have
+_SECTIONS = 2  # requests whose images are there as pixels: one is decoded, one encoded
 
 
 class Reader(Protocol):
     """Whoever fetches images."""
 
-    async def read(self, url: str) -> Image.Image:
-        """The image that a URL means."""
+    async def fetch(self, url: str) -> Encoded:
+        """What the image that a URL means is made of."""
+
+    async def decode(self, image: Encoded) -> Image.Image:
+        """Its pixels."""
+
+
+class _Fetched(NamedTuple):
+    """An image of a message.
+
+    Attributes:
+        where: it is, in the request.
+        part: of the message, which its pixels go into. Any: transformers' format.
+        image: without them.
+    """
+
+    where: str
+    part: dict[str, Any]
+    image: Encoded
 
 
 class Prompts:
@@ -52,7 +71,13 @@ class Prompts:
         self._images = images
         spec = read_spec(model)
         self._visual, self._vocabulary = spec.visual_token_ids, spec.vocab_size
+        limits = (settings.max_prompt_tokens, prompts.context_length(model))
+        self._most = min((each for each in limits if each is not None), default=None)
+        whole: Any = processor  # a tokenizer is its own, a processor has one
+        vocabulary = getattr(whole, "tokenizer", whole).get_vocab()
+        self._longest = max(map(len, vocabulary), default=1)  # characters of a token
         self._thread = ThreadPoolExecutor(1, "specdec-prompts")
+        self._sections = asyncio.Semaphore(_SECTIONS)
 
     def close(self) -> None:
         """End the thread."""
@@ -70,18 +95,34 @@ class Prompts:
             raise refused("this model has no chat format; use /v1/completions", "messages")
         if tools and "tools" not in str(self._processor.chat_template):
             raise refused("this model's chat format has no place for tools", "tools")
-        said = [await self._message(index, message) for index, message in enumerate(messages)]
+        images: list[_Fetched] = []
+        said = [
+            await self._message(index, message, images) for index, message in enumerate(messages)
+        ]
         called = [tool.model_dump(exclude_none=True) for tool in tools or ()]
-        return await self._encode(
-            "messages", lambda: prompts.from_chat(self._processor, said, called)
-        )
+
+        def encode() -> dict[str, Tensor]:
+            self._check_size("messages", _letters([said, called]) // self._longest)
+            return prompts.from_chat(self._processor, said, called)
+
+        if not images:
+            return await self._encode("messages", encode)
+        async with self._sections:
+            for each in images:
+                each.part["image"] = await self._pixels(each)
+            return await self._encode("messages", encode)
 
     async def of_text(self, prompt: str) -> dict[str, Tensor]:
         """Likewise, of a prompt as it stands."""
+        self._check_size("prompt", len(prompt) // self._longest)
         return await self._encode("prompt", lambda: prompts.from_text(self._processor, prompt))
 
-    def of_ids(self, ids: Sequence[int]) -> dict[str, Tensor]:
+    async def of_ids(self, ids: Sequence[int]) -> dict[str, Tensor]:
         """Likewise, of tokens."""
+        self._check_size("prompt", len(ids))
+        return await self._encode("prompt", lambda: self._row(ids))
+
+    def _row(self, ids: Sequence[int]) -> dict[str, Tensor]:
         import torch
 
         if wrong := [token for token in ids if not 0 <= token < self._vocabulary]:
@@ -90,14 +131,19 @@ class Prompts:
             )
         tokens = torch.tensor([ids], dtype=torch.int64)
         # Without a mask transformers takes tokens that are used for padding to be that.
-        inputs = {"input_ids": tokens, "attention_mask": torch.ones_like(tokens)}
-        return self._checked("prompt", inputs)
+        return {"input_ids": tokens, "attention_mask": torch.ones_like(tokens)}
 
     async def _encode(
         self, param: str, encode: Callable[[], dict[str, Tensor]]
     ) -> dict[str, Tensor]:
+        loop = asyncio.get_running_loop()
+        return await loop.run_in_executor(self._thread, self._encoded, param, encode)
+
+    def _encoded(self, param: str, encode: Callable[[], dict[str, Tensor]]) -> dict[str, Tensor]:
         try:
-            inputs = await asyncio.get_running_loop().run_in_executor(self._thread, encode)
+            inputs = encode()
+        except ApiError:
+            raise
         # Templates and processors raise whatever they stumble over, and what they were given is
         # the client's.
         except Exception as error:
@@ -105,27 +151,49 @@ class Prompts:
             raise refused(f"the model's processor does not take this: {text}", param) from error
         return self._checked(param, inputs)
 
-    def _checked(self, param: str, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
-        ids = inputs["input_ids"][0].tolist()
-        most = self._settings.max_prompt_tokens
-        if most is not None and len(ids) > most:
+    def _check_size(self, param: str, least: int) -> None:
+        """Refuse, before it is encoded, what has at least so many tokens, if that is too many."""
+        if self._most is not None and least > self._most:
             raise refused(
-                f"the prompt has {len(ids)} tokens, this server takes {most}; shorten it",
+                f"the prompt has at least {least} tokens, this server takes {self._most}; shorten "
+                "it",
                 param,
                 "context_length_exceeded",
             )
+
+    def _checked(self, param: str, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
+        length = inputs["input_ids"].shape[1]
+        if not length:
+            raise refused("the prompt has no tokens; say something", param, "empty_prompt")
+        most = self._settings.max_prompt_tokens
+        if most is not None and length > most:
+            raise refused(
+                f"the prompt has {length} tokens, this server takes {most}; shorten it",
+                param,
+                "context_length_exceeded",
+            )
+        try:
+            prompts.answer_room(self._model, inputs, 1)
+        except ValueError as error:
+            raise refused(str(error), param, "context_length_exceeded") from error
+        ids = inputs["input_ids"][0].tolist()
         pixels = any(name.startswith(("pixel", "image")) for name in inputs)
         if not pixels and any(token in self._visual for token in ids):
             raise refused("the prompt has tokens that stand for an image, and no image", param)
         return prompts.place(inputs, self._model)
 
-    async def _message(self, index: int, message: Message) -> dict[str, Any]:
-        """A turn as transformers' chat templates expect it. Any: their format."""
+    async def _message(
+        self, index: int, message: Message, images: list[_Fetched]
+    ) -> dict[str, Any]:
+        """A turn as transformers' chat templates expect it, but for the pixels of `images`, which
+        those of this message are added to. Any: their format.
+        """
         place = f"messages.{index}"
         role = "system" if message.role == "developer" else message.role
         if message.content is None and role != "assistant":
             raise refused(f"{place}.content: a {role} message needs it", f"{place}.content")
-        said: dict[str, Any] = {"role": role, "content": await self._content(place, message)}
+        content = await self._content(place, message, images)
+        said: dict[str, Any] = {"role": role, "content": content}
         if message.name is not None:
             said["name"] = message.name
         if message.tool_call_id is not None:
@@ -137,12 +205,16 @@ class Prompts:
             ]
         return said
 
-    async def _content(self, place: str, message: Message) -> list[dict[str, Any]]:
+    async def _content(
+        self, place: str, message: Message, images: list[_Fetched]
+    ) -> list[dict[str, Any]]:
         if message.content is None or isinstance(message.content, str):
             return [{"type": "text", "text": message.content or ""}]
         parts: list[dict[str, Any]] = []
         for number, part in enumerate(message.content):
             where = f"{place}.content.{number}"
+            if getattr(part, other := _OTHER[part.type]):
+                raise refused(f"{where}.{other}: a {part.type} part has none", f"{where}.{other}")
             if part.type == "text":
                 if part.text is None:
                     raise refused(f"{where}.text: a text part needs it", f"{where}.text")
@@ -152,16 +224,38 @@ class Prompts:
                 raise refused(f"{where}.image_url: an image part needs it", f"{where}.image_url")
             if message.role in _TEXT_ONLY:
                 raise refused(f"{where}: images belong into user messages", where)
-            parts.append({"type": "image", "image": await self._image(where, part.image_url.url)})
+            parts.append({"type": "image"})
+            image = await self._image(where, part.image_url.url)
+            images.append(_Fetched(f"{where}.image_url", parts[-1], image))
         return parts
 
-    async def _image(self, where: str, url: str) -> Image.Image:
+    async def _image(self, where: str, url: str) -> Encoded:
         if not self.takes_images:
             raise refused(f"{where}: this is a text model, it takes no images", where)
         try:
-            return await self._images.read(url)
+            return await self._images.fetch(url)
         except ImageRefused as error:
             raise refused(f"{where}.image_url: {error}", f"{where}.image_url") from error
+
+    async def _pixels(self, fetched: _Fetched) -> Image.Image:
+        try:
+            return await self._images.decode(fetched.image)
+        except ImageRefused as error:
+            raise refused(f"{fetched.where}: {error}", fetched.where) from error
+
+
+def _letters(values: Sequence[Any]) -> int:  # Any: chat messages, JSON values
+    """Characters of all texts in there."""
+    count, left = 0, list(values)
+    while left:
+        value = left.pop()
+        if isinstance(value, str):
+            count += len(value)
+        elif isinstance(value, Mapping):
+            left += value.values()
+        elif isinstance(value, list):
+            left += value
+    return count
 
 
 def count_images(messages: Sequence[Message]) -> int:

@@ -42,7 +42,7 @@ class CompletionCall(Call):
             if isinstance(prompt, str):
                 inputs = await service.prompts.of_text(prompt)
             else:
-                inputs = service.prompts.of_ids(prompt)
+                inputs = await service.prompts.of_ids(prompt)
             orders.append(service.order(self.body, inputs, self._top))
         return orders
 

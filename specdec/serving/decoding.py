@@ -11,13 +11,15 @@ from torch import Tensor
 from transformers import LogitsProcessor, LogitsProcessorList
 
 from specdec.serving.errors import refused
-from specdec.serving.schema import ChatRequest, Common
+from specdec.serving.schema import ChatRequest, Common, Fields
 
 # Fields that say nothing about the answer, or cannot be told from their absence.
 _HARMLESS = frozenset(
     (
         *("metadata", "store", "safety_identifier", "service_tier", "prediction"),
-        *("prompt_cache_key", "prompt_cache_retention", "prompt_cache_options"),
+        *("prompt_cache_key", "prompt_cache_retention", "prompt_cache_options", "cache_control"),
+        # Of answers, which come back as turns of a conversation.
+        *("annotations", "index", "parsed", "parsed_arguments"),
     )
 )
 # Fields that ask for something else than what they ask for with these values.
@@ -29,6 +31,8 @@ _NEUTRAL: Mapping[str, tuple[Any, ...]] = {
     "echo": (False,),
     "best_of": (1,),
     "suffix": ("",),
+    "continuous_usage_stats": (False,),
+    "prefix": (False,),
 }
 _ID = re.compile(r"[0-9]{1,9}")
 
@@ -113,8 +117,12 @@ def stops(body: Common) -> tuple[str, ...]:
     return tuple(dict.fromkeys(strings))
 
 
-def check_extra(body: Common) -> None:
+def check_extra(body: Fields, place: str = "") -> None:
     """Refuse by name what would change an answer and is not done here.
+
+    Args:
+        body: the request, or what is in it.
+        place: where it is there, as the beginning of its fields' names.
 
     Raises:
         ApiError: the request has such a field.
@@ -125,7 +133,15 @@ def check_extra(body: Common) -> None:
         neutral = _NEUTRAL.get(name, ())
         if not any(type(value) is type(allowed) and value == allowed for allowed in neutral):
             only = f"; only {_listed(neutral)} is" if neutral else ""
+            name = place + name
             raise refused(f"{name} is not supported{only}", name, "unsupported_parameter")
+    for name in type(body).model_fields:
+        value = getattr(body, name)
+        if isinstance(value, Fields):
+            check_extra(value, f"{place}{name}.")
+        elif isinstance(value, list) and value and isinstance(value[0], Fields):
+            for number, item in enumerate(value):
+                check_extra(item, f"{place}{name}.{number}.")
 
 
 def wanted_tokens(body: Common, most: int) -> int:

@@ -28,6 +28,9 @@ _MOST_SCANS = 50
 _SCAN = b"\xff\xda"
 
 
+Encoded = Callable[[], Image.Image]  # an image whose pixels are not there yet
+
+
 class ImageRefused(ValueError):
     """An image is not read. The message names what was given, never what it holds."""
 
@@ -95,16 +98,24 @@ class ImageReader:
         Raises:
             ImageRefused: see there. Nothing else.
         """
+        return await self.decode(await self.fetch(url))
+
+    async def fetch(self, url: str) -> Encoded:
+        """The first half of :meth:`read`, which may wait for others: what the image is made of.
+
+        Raises:
+            ImageRefused: see there. Nothing else.
+        """
         scheme, colon, rest = url.partition(":")
         name = f"the image at {_shown(url)}"
         if colon and scheme.lower() == "data":
-            return await self._in_thread(partial(self._inline, rest))
+            return partial(self._inline, rest)
         if colon and scheme.lower() in ("http", "https") and self.limits.allowed_hosts:
             try:
                 data = await self._fetcher.fetch(url)
             except NotFetched as error:
                 raise ImageRefused(f"{name} {error}") from error
-            return await self._in_thread(partial(self._decoded, data, name))
+            return partial(self._decoded, data, name)
         raise ImageRefused(f"{name} is not read: {self._allowed()}")
 
     def _allowed(self) -> str:
@@ -112,8 +123,13 @@ class ImageReader:
         only = "allowed are data: URLs in base64"
         return f"{only} and http(s): URLs of {hosts}" if hosts else f"{only} only"
 
-    async def _in_thread(self, read: Callable[[], Image.Image]) -> Image.Image:
-        return await asyncio.get_running_loop().run_in_executor(self._threads, read)
+    async def decode(self, image: Encoded) -> Image.Image:
+        """The second half, which takes memory and a core.
+
+        Raises:
+            ImageRefused: see there. Nothing else.
+        """
+        return await asyncio.get_running_loop().run_in_executor(self._threads, image)
 
     def _inline(self, rest: str) -> Image.Image:
         """The image of a data URL, whose text after ``data:`` this is."""

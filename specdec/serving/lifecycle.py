@@ -77,9 +77,15 @@ class Server(uvicorn.Server):
         self._ending.append(asyncio.ensure_future(ending))
 
     async def _drain(self) -> None:
-        if not await self._service.engine.drain(self._service.settings.drain_seconds):
-            await self._end()
-        self.should_exit = True
+        engine = self._service.engine
+        try:
+            if not await engine.drain(self._service.settings.drain_seconds):
+                await engine.close()
+        finally:  # whatever went wrong, who was told to stop does
+            self.should_exit = True
 
     async def _end(self) -> None:
-        await self._service.engine.close()
+        try:
+            await self._service.engine.close()
+        finally:
+            self.should_exit = True

@@ -2,20 +2,48 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic_core import PydanticCustomError
 
+_T = TypeVar("_T")
+_MOST_ITEMS = 4096
+_MOST_BIASES = 1024
+
+
+def _few(given: Any) -> Any:  # Any: JSON values
+    """Not more entries than may be, of which each wrong one would be an error of its own."""
+    if isinstance(given, dict) and len(given) > _MOST_BIASES:
+        raise PydanticCustomError("too_long", f"at most {_MOST_BIASES} tokens")
+    return given
+
+
+# A list with many wrong items is wrong at the first: an error for each takes seconds to tell.
+Items = Annotated[list[_T], Field(fail_fast=True)]
+Several = Annotated[Items[_T], Field(max_length=_MOST_ITEMS)]
+Bias = Annotated[float, Field(ge=-100, le=100)]
+Biases = Annotated[
+    dict[str, Bias],
+    BeforeValidator(_few),
+    Field(json_schema_extra={"maxProperties": _MOST_BIASES}),
+]
 Probability = Annotated[float, Field(gt=0, le=1, allow_inf_nan=False)]
 Penalty = Annotated[float, Field(ge=-2, le=2, allow_inf_nan=False)]
 Stop = Annotated[str, Field(max_length=1024)]
 Count = Annotated[int, Field(ge=1)]
 
 
-class Speculation(BaseModel):
-    """How drafts are accepted: never looser than the operator of the server has it."""
+class Fields(BaseModel):
+    """Keeps what it does not know. Where that makes no difference it is ignored, and else refused
+    by name: see :func:`specdec.serving.decoding.check_extra`.
+    """
 
-    model_config = ConfigDict(extra="forbid")
+    model_config = ConfigDict(extra="allow")
+
+
+class Speculation(Fields):
+    """How drafts are accepted: never looser than the operator of the server has it."""
 
     policy: Literal["operator", "lossless"] = "operator"
     epsilon: Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)] | None = None
@@ -25,7 +53,7 @@ class Speculation(BaseModel):
     origins: bool = False
 
 
-class StreamOptions(BaseModel):
+class StreamOptions(Fields):
     """What a stream carries besides text."""
 
     include_usage: bool = False
@@ -33,14 +61,16 @@ class StreamOptions(BaseModel):
     include_obfuscation: bool | None = None
 
 
-class ImageUrl(BaseModel):
-    """An image: a ``data:`` URL, or what else the server's operator allows."""
+class ImageUrl(Fields):
+    """An image: a ``data:`` URL, or what else the server's operator allows. How many tokens it
+    becomes is the processor's business, whatever ``detail`` says.
+    """
 
     url: str
     detail: Literal["auto", "low", "high"] | None = None
 
 
-class Part(BaseModel):
+class Part(Fields):
     """A part of a message."""
 
     type: Literal["text", "image_url"]
@@ -48,14 +78,14 @@ class Part(BaseModel):
     image_url: ImageUrl | None = None
 
 
-class Function(BaseModel):
+class Function(Fields):
     """A call of a tool; its arguments are a JSON object, as text."""
 
     name: str
     arguments: str
 
 
-class ToolCall(BaseModel):
+class ToolCall(Fields):
     """What an assistant asked to be done."""
 
     id: str | None = None
@@ -63,17 +93,17 @@ class ToolCall(BaseModel):
     function: Function
 
 
-class Message(BaseModel):
+class Message(Fields):
     """A turn of a conversation."""
 
     role: Literal["system", "developer", "user", "assistant", "tool"]
-    content: str | list[Part] | None = None
+    content: str | Several[Part] | None = None
     name: str | None = None
-    tool_calls: list[ToolCall] | None = None
+    tool_calls: Several[ToolCall] | None = None
     tool_call_id: str | None = None
 
 
-class ToolFunction(BaseModel):
+class ToolFunction(Fields):
     """A function that the model may ask to be called."""
 
     name: str
@@ -82,21 +112,15 @@ class ToolFunction(BaseModel):
     strict: bool | None = None
 
 
-class Tool(BaseModel):
+class Tool(Fields):
     """A tool."""
 
     type: Literal["function"]
     function: ToolFunction
 
 
-class Common(BaseModel):
-    """What both kinds of completion take.
-
-    Fields that are not here are ignored where that makes no difference, and else refused by name:
-    see :func:`specdec.serving.decoding.check_extra`.
-    """
-
-    model_config = ConfigDict(extra="allow")
+class Common(Fields):
+    """What both kinds of completion take."""
 
     model: str
     stream: bool = False
@@ -108,7 +132,7 @@ class Common(BaseModel):
     top_k: Annotated[int, Field(ge=-1)] | None = None
     frequency_penalty: Penalty | None = None
     presence_penalty: Penalty | None = None
-    logit_bias: dict[str, Annotated[float, Field(ge=-100, le=100)]] | None = None
+    logit_bias: Biases | None = None
     max_tokens: Count | None = None
     stop: Stop | Annotated[list[Stop], Field(max_length=16)] | None = None
     user: str | None = None
@@ -119,15 +143,15 @@ class Common(BaseModel):
 class ChatRequest(Common):
     """The body of ``POST /v1/chat/completions``."""
 
-    messages: Annotated[list[Message], Field(min_length=1)]
+    messages: Annotated[Several[Message], Field(min_length=1)]
     max_completion_tokens: Count | None = None
     logprobs: bool | None = None
     top_logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
-    tools: list[Tool] | None = None
+    tools: Several[Tool] | None = None
 
 
 class CompletionRequest(Common):
     """The body of ``POST /v1/completions``."""
 
-    prompt: str | list[str] | list[int] | list[list[int]]
+    prompt: str | Items[str] | Items[int] | Items[Items[int]]
     logprobs: Annotated[int, Field(ge=0, le=5)] | None = None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Coroutine
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 from fastapi import Request
@@ -29,6 +29,23 @@ class ClientGone(Exception):
     """Nobody waits for this any more."""
 
 
+class Preparing:
+    """Counts calls that the engine does not know of yet: what they asked is being read.
+
+    Attributes:
+        calls: how many there are.
+    """
+
+    def __init__(self) -> None:
+        self.calls = 0
+
+    def __enter__(self) -> None:
+        self.calls += 1
+
+    def __exit__(self, *exception: object) -> None:
+        self.calls -= 1
+
+
 @dataclass(frozen=True, slots=True)
 class Service:
     """Attributes:
@@ -41,6 +58,7 @@ class Service:
     vocabulary: what its tokens read like.
     size: how many it has.
     created: when the server started, in seconds since 1970.
+    preparing: the calls that are not submitted yet; who checks one is among them.
     """
 
     engine: AsyncEngine
@@ -52,6 +70,7 @@ class Service:
     vocabulary: Vocabulary
     size: int
     created: int
+    preparing: Preparing = field(default_factory=Preparing)
 
     @property
     def longest(self) -> int:
@@ -65,7 +84,7 @@ class Service:
             ApiError: it can be.
             QueueFull, EngineClosed: as :meth:`ThreadedEngine.check_open`.
         """
-        self.engine.threaded.check_open()
+        self.engine.threaded.check_open(self.preparing.calls - 1)
         if body.model != self.settings.model:
             raise ApiError(
                 404,
@@ -91,11 +110,8 @@ class Service:
         """
         length = inputs["input_ids"].shape[1]
         asked = body.specdec
-        try:
-            wanted = wanted_tokens(body, self.longest)
-            room = answer_room(self.engine.threaded.model, inputs, wanted)
-        except ValueError as error:
-            raise refused(str(error), code="context_length_exceeded") from error
+        wanted = wanted_tokens(body, self.longest)
+        room = answer_room(self.engine.threaded.model, inputs, wanted)
         options = {
             "max_new_tokens": room,
             "acceptance": self.policy.wanted(asked),

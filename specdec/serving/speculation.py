@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from os import PathLike
 from typing import Any
 
-from transformers import PreTrainedModel
-
-from specdec.policies import Acceptance, Relaxed, load_policy
+from specdec.policies import Acceptance, Relaxed
 from specdec.serving.errors import refused
 from specdec.serving.schema import Speculation
 
@@ -17,14 +14,11 @@ class Policy:
     """How drafts are accepted, unless a request wants them accepted more strictly.
 
     Args:
-        acceptance: the engine's.
-        model: its model.
+        acceptance: the engine's, which has read its file.
     """
 
-    def __init__(self, acceptance: Acceptance, model: PreTrainedModel) -> None:
+    def __init__(self, acceptance: Acceptance) -> None:
         self.lossless = acceptance == "lossless"
-        if not self.lossless and isinstance(acceptance, (str, PathLike)):
-            acceptance = load_policy(acceptance, model)
         self._relaxed = acceptance if isinstance(acceptance, Relaxed) else None
         self._name = type(acceptance).__name__
 

@@ -7,8 +7,9 @@ import threading
 import time
 from collections import Counter, deque
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
+from os import PathLike
 from queue import SimpleQueue
 from typing import Any, Protocol, TypeVar
 
@@ -18,7 +19,7 @@ from transformers import PreTrainedModel
 from specdec.calls import check_gives, fresh_generator, one_request, rule_of, verifier_for
 from specdec.choice import DrafterLike, TreeLike, resolve_drafter, resolve_tree
 from specdec.engine import Emission, Engine, Limits, Request
-from specdec.policies import Acceptance
+from specdec.policies import Acceptance, load_policy
 from specdec.serving.status import EngineStats
 from specdec.serving.stream import EngineClosed, QueueFull, Stream
 from specdec.stats import AcceptanceStats
@@ -47,7 +48,7 @@ class ThreadedEngine:
         model: as for :func:`specdec.generate`.
         drafter: likewise.
         tree: likewise; by default as much is drafted as pays under the load that there is.
-        acceptance: of requests that do not say.
+        acceptance: of requests that do not say. A policy file is read here, and not again.
         kv_cache_bytes: what the verifier's keys and values may take.
         limits: how much may run and wait at once.
 
@@ -66,6 +67,9 @@ class ThreadedEngine:
         limits: Limits | None = None,
     ) -> None:
         self.model = model
+        # Read once: a file that changes later is not what the operator has looked at.
+        if acceptance != "lossless" and isinstance(acceptance, (str, PathLike)):
+            acceptance = load_policy(acceptance, model)
         self.acceptance = acceptance
         self.limits = limits or Limits()
         drafts = resolve_drafter(drafter, model)
@@ -157,7 +161,8 @@ class ThreadedEngine:
         """
         with self._wake:
             self._draining = True
-            self._tell(force=True)
+            # The figures themselves are the engine's thread's, which may be changing them.
+            self._stats = replace(self._stats, draining=True)
             return self._wake.wait_for(lambda: not self._open, timeout)
 
     def close(self) -> None:
@@ -176,8 +181,11 @@ class ThreadedEngine:
     def __exit__(self, *exception: object) -> None:
         self.close()
 
-    def check_open(self) -> None:
+    def check_open(self, others: int = 0) -> None:
         """Whether a request would be taken now; costs nothing.
+
+        Args:
+            others: requests that come before it and are not here yet.
 
         Raises:
             QueueFull: too many wait.
@@ -187,9 +195,10 @@ class ThreadedEngine:
             raise EngineClosed("this engine's thread has ended by an error") from self._error
         if self._draining:
             raise EngineClosed("this engine takes no requests any more: it was drained or closed")
-        waiting = len(self._open) - self.limits.max_batch
+        there_are = len(self._open) + others
+        waiting = there_are - self.limits.max_batch
         if waiting >= self.limits.max_waiting:
-            turns = len(self._open) / self.limits.max_batch
+            turns = there_are / self.limits.max_batch
             raise QueueFull(waiting, min(max(1.0, turns * self._seconds), 60.0))
 
     def _cancel(self, request: Request) -> None:

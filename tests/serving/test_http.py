@@ -73,7 +73,7 @@ REFUSED = {
     "no token": ({"logit_bias": {"99999": 1}}, "logit_bias"),
     "too many answers": ({"n": 17}, "n"),
     "too many tokens": ({"max_tokens": 9999}, "max_tokens"),
-    "too long": (message(content="row " * 2000), None),
+    "too long": (message(content="row " * 2000), "messages"),
     "no image": (message(content="<image>"), "messages"),
     "remote image": (image("http://127.0.0.1/a.png"), "messages.0.content.0.image_url"),
     "no such file": (image("file:///etc/passwd"), "messages.0.content.0.image_url"),
@@ -86,6 +86,24 @@ REFUSED = {
     "half a character in a key": ({"\ud800": 1}, None),
     "top_logprobs alone": ({"top_logprobs": 2}, "top_logprobs"),
     "stream options alone": ({"stream_options": {"include_usage": True}}, "stream_options"),
+    "unknown in a message": (message(function_call={"name": "a"}), "messages.0.function_call"),
+    "unknown in a part": (
+        message(content=[{"type": "text", "text": "a", "input_audio": {}}]),
+        "messages.0.content.0.input_audio",
+    ),
+    "unknown in an image": (
+        message(content=[{"type": "image_url", "image_url": {"url": "data:,", "foo": 1}}]),
+        "messages.0.content.0.image_url.foo",
+    ),
+    "unknown in a tool": (
+        {"tools": [{"type": "function", "function": {"name": "a", "foo": 1}}]},
+        "tools.0.function.foo",
+    ),
+    "unknown of ours": ({"specdec": {"foo": 1}}, "specdec.foo"),
+    "an image in a text part": (
+        message(content=[{"type": "text", "text": "a", "image_url": {"url": "data:,"}}]),
+        "messages.0.content.0.image_url",
+    ),
     "looser": ({"specdec": {"epsilon": 0.1}}, "specdec.epsilon"),
     "higher priority": ({"priority": 1}, "priority"),
 }
@@ -123,6 +141,15 @@ def test_no_body_makes_it_fail(client: httpx.Client, body: bytes, status: int) -
     response = client.post(CHAT, content=body, headers={"Content-Type": "application/json"})
     assert response.status_code == status, response.text
     assert response.json()["error"]["type"] == "invalid_request_error"
+
+
+def test_an_answer_comes_back_as_a_turn(client: httpx.Client) -> None:
+    """Would catch a refusal of what clients keep of an answer and send again as it is."""
+    said = {"role": "assistant", "content": "row", "refusal": None, "audio": None}
+    said |= {"function_call": None, "tool_calls": None, "annotations": [], "parsed": None}
+    question = {"role": "user", "content": [{"type": "text", "text": "a", "image_url": None}]}
+    response = client.post(CHAT, json=hello(messages=[question, said, question]))
+    assert response.status_code == 200, response.text
 
 
 @pytest.mark.parametrize("prompt", [[], [99999], [-1], [[]], "<image>", ["a"] * 17])

@@ -78,6 +78,37 @@ def test_what_takes_too_long_is_cut_off(demo: Demo) -> None:
         assert done == "data: [DONE]"
 
 
+def test_a_second_signal_cuts_off_what_runs(demo: Demo) -> None:
+    """Would catch a signal that only the first one's end would heed."""
+    with (
+        running(demo, drain_seconds=PATIENCE) as there,
+        httpx.stream(
+            "POST", there.url + CHAT, json=endless(demo, 900), timeout=PATIENCE
+        ) as response,
+    ):
+        lines = response.iter_lines()
+        next(lines)
+        there.server.stop()
+        until(lambda: there.engine.stats.draining)
+        there.server.stop()
+        *_, last, done = [line for line in lines if line]
+        until(lambda: there.server.should_exit)
+    assert json.loads(last.removeprefix("data: "))["error"]["code"] == "draining"
+    assert done == "data: [DONE]"
+
+
+def test_a_signal_ends_what_cannot_drain(demo: Demo, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Would catch a bug on the way out that leaves a server which takes nothing and never ends."""
+
+    def breaks(timeout: float | None = None) -> bool:
+        raise RuntimeError("a bug")
+
+    with running(demo) as there:
+        monkeypatch.setattr(there.engine.threaded, "drain", breaks)
+        there.server.stop()
+        until(lambda: there.server.should_exit)
+
+
 def test_an_answer_ends_when_its_time_is_over(demo: Demo) -> None:
     """Would catch a limit of time that nobody keeps, and an end without a reason."""
     with running(demo, request_seconds=0.2) as there:

@@ -7,6 +7,7 @@ import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -16,6 +17,7 @@ from transformers import PreTrainedModel
 
 import specdec
 from specdec.engine import Limits
+from specdec.policies import save_policy
 from specdec.serving import EngineClosed, QueueFull, RequestFailed, Stream
 from support import families
 
@@ -266,6 +268,43 @@ def test_sampled_answers_repeat_by_their_seed(
     assert [stream.result() for stream in together][:2] == alone[::-1]
     assert together[1].tokens == together[3].tokens
     assert alone[0] != alone[1]
+
+
+def test_draining_leaves_the_figures_to_the_engine(
+    model: PreTrainedModel, asked: list[tuple[dict[str, Any], list[int]]]
+) -> None:
+    """Another thread that reads them while a step changes them fails, now and then."""
+    engine, threads = specdec.ThreadedEngine(model), list[str]()
+    tell = engine._tell
+
+    def watched(*, force: bool = False) -> None:
+        threads.append(threading.current_thread().name)
+        tell(force=force)
+
+    engine._tell = watched  # type: ignore[method-assign]  # to see who calls it
+    stream = ask(engine, asked[0][0], max_new_tokens=40, eos_token_id=None)
+    assert not engine.drain(0.0)
+    assert engine.stats.draining
+    assert len(stream.result()) == 40
+    engine.close()
+    assert engine.stats.draining
+    assert set(threads) == {"specdec-engine"}
+
+
+def test_a_policy_file_is_read_once(
+    model: PreTrainedModel, asked: list[tuple[dict[str, Any], list[int]]], tmp_path: Path
+) -> None:
+    """A file that is replaced or gone would change running answers, or end them with its path,
+    while clients are told of what it was. It took longer than a short answer to read, too.
+    """
+    file = tmp_path / "policy.json"
+    policy = specdec.Relaxed(epsilon=0.2, reliance="divergence", guards=())
+    save_policy(file, policy, model)
+    with specdec.ThreadedEngine(model, families.causal_lm(3), acceptance=file) as engine:
+        file.unlink()
+        assert engine.acceptance == policy
+        stream = ask(engine, asked[0][0])
+        assert len(stream.result()) == NEW_TOKENS
 
 
 def test_statistics_are_there_without_work(engine: specdec.ThreadedEngine) -> None:
