@@ -240,7 +240,8 @@ def _check_installed() -> None:
             import_module(package)
     except ImportError as error:
         raise UserError(
-            f"{error.name} is not installed; a server needs it: pip install 'specdec-lvlm[serve]'"
+            f"{error.name} is not installed; a server needs it: in specdec's checkout, "
+            "pip install -e '.[serve]'"
         ) from error
 
 
