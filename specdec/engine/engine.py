@@ -195,7 +195,7 @@ class Engine:
         try:
             return self._intake.admit(self._running)
         except Exception as error:
-            if not self._isolates:
+            if not (self._isolates and self._intake.entering):
                 raise
             for request in self._intake.entering:
                 self.cancel(request, "error", error)

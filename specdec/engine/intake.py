@@ -39,7 +39,7 @@ class Intake:
         waiting: those who wait.
         prefilling: those whose prompts are being run piece by piece.
         full: the pages do not suffice for those who wait, until somebody gives some back.
-        entering: those who were let in last.
+        entering: those who are being let in, or were last.
     """
 
     def __init__(
@@ -65,6 +65,7 @@ class Intake:
         Raises:
             OutOfPages: not even a single request fits.
         """
+        self.entering = []
         while not self.full and (rows := self.waiting.first()):
             there = len(running) + len(self.prefilling)
             if there and there + len(rows) > self._limits.max_batch:

@@ -227,8 +227,10 @@ def rows_of(
     """The requests of the rows of ``prompt``, to be decoded like this.
 
     Raises:
-        ValueError: the prompt leaves no room for an answer.
+        ValueError: the prompt leaves no room for an answer, or ``priority`` is no number.
     """
+    if not isinstance(priority, int):
+        raise ValueError(f"priority must be an int, got {priority!r}")
     length = prompt.input_ids.shape[1]
     if length >= each[0].max_length:
         raise ValueError(

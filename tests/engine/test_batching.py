@@ -149,6 +149,21 @@ def test_prompts_run_in_pieces_where_nothing_is_shared(
     verifier.check_integrity()
 
 
+def test_what_goes_wrong_with_nobody_in_particular_is_told(
+    model: PreTrainedModel,
+    cases: list[tuple[Tensor, list[int]]],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """An error before anybody is let in, which would come again and again, nobody hearing of it."""
+    engine = Engine(TransformersVerifier(model), None, limits=Limits(), isolates=True)
+    with pytest.raises(ValueError, match="priority must be an int, got None"):
+        submit(engine, cases[0][0], None)  # type: ignore[arg-type]  # that is the point
+    submit(engine, cases[1][0])
+    monkeypatch.setattr(Waiting, "first", lambda _: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        engine.step()
+
+
 def whole(engine: Engine, ids: Tensor) -> Request:
     """A prompt that is not run in pieces."""
     decoding = Decoding(max_length=ids.shape[1] + NEW_TOKENS)
