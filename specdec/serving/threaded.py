@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import logging
 import threading
 import time
@@ -20,6 +21,7 @@ from specdec.calls import check_gives, fresh_generator, one_request, rule_of, ve
 from specdec.choice import DrafterLike, TreeLike, resolve_drafter, resolve_tree
 from specdec.engine import Emission, Engine, Limits, Request
 from specdec.policies import Acceptance, load_policy
+from specdec.serving.checks import check_memory, check_options
 from specdec.serving.status import EngineStats
 from specdec.serving.stream import EngineClosed, QueueFull, Stream
 from specdec.stats import AcceptanceStats
@@ -76,6 +78,7 @@ class ThreadedEngine:
         rule = rule_of(model, acceptance, {})
         self.verifier = verifier_for(model, drafts, rule, kv_cache_bytes, leads=True)
         self.verifier.measure()
+        check_memory(self.verifier, kv_cache_bytes)
         self._engine = Engine(self.verifier, drafts, resolve_tree(tree), self.limits, isolates=True)
         self._preparing = threading.Lock()
         self._wake = threading.Condition()  # guards what follows
@@ -93,6 +96,8 @@ class ThreadedEngine:
         ]
         for thread in self._threads:
             thread.start()
+        # A thread inside of torch when the process ends would abort it.
+        atexit.register(self.close)
 
     def submit(self, **kwargs: Any) -> Stream:
         """Ask for an answer.
@@ -128,6 +133,7 @@ class ThreadedEngine:
     ) -> _Stream:
         """As :meth:`submit`, for a reader of another kind: ``listener(request, cancel)``."""
         self.check_open()
+        check_options(priority, timeout, top_logprobs, self.verifier.spec.vocab_size)
         rule = rule_of(self.model, self.acceptance if acceptance is None else acceptance, kwargs)
         check_gives(self.verifier, rule)
         with self._preparing:
@@ -166,7 +172,9 @@ class ThreadedEngine:
             return self._wake.wait_for(lambda: not self._open, timeout)
 
     def close(self) -> None:
-        """End what runs, and the thread. Harmless if that was done before."""
+        """End what runs, and the threads. Harmless if that was done before. Python does it when it
+        ends.
+        """
         with self._wake:
             self._draining = self._closing = True
             self._wake.notify_all()
@@ -174,6 +182,7 @@ class ThreadedEngine:
         for thread in self._threads:
             if thread is not threading.current_thread():
                 thread.join()
+        atexit.unregister(self.close)
 
     def __enter__(self) -> ThreadedEngine:
         return self
