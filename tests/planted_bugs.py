@@ -1635,6 +1635,20 @@ BUGS = (
         "self._tell(force=True)",
         SERVING,
     ),
+    Bug(
+        "who comes while the engine's thread ends waits for ever",
+        "specdec/serving/threaded.py",
+        "with self._wake:  # so that whoever was let in before is there by now",
+        "if True:",
+        "tests/serving/test_faults.py",
+    ),
+    Bug(
+        "a drafter's error brings what a user wrote into the log",
+        "specdec/engine/drafting.py",
+        "described(error)",
+        "error",
+        "tests/serving/test_faults.py",
+    ),
     # The playground.
     Bug(
         "the page has the speedup upside down",

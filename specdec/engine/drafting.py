@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 
+from specdec.engine.faults import described
 from specdec.engine.planner import Planner, within
 from specdec.engine.request import Request
 from specdec.interfaces import Drafter
@@ -66,7 +67,8 @@ class Drafting:
         except Exception as error:
             if not self._isolates:
                 raise
-            _LOG.warning("drafter %s failed, decoding plainly: %r", self._drafter.name, error)
+            name, why = self._drafter.name, described(error)
+            _LOG.warning("drafter %s failed, decoding plainly: %s", name, why)
             for request in running:
                 request.drafts = False
                 request.view.shape = chain(0)  # nothing that was refused, and not slow either

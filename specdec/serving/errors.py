@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import math
 import re
-import traceback
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -15,6 +14,7 @@ from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 
 from specdec.cache import OutOfPages
+from specdec.engine.faults import described
 from specdec.serving.stream import EngineClosed, QueueFull, RequestFailed
 
 logger = logging.getLogger("specdec.serving")
@@ -116,8 +116,7 @@ def internal(error: BaseException) -> ApiError:
     """A bug of ours, or of what we stand on. Where it is goes into the log; its message does not,
     which may hold what somebody asked.
     """
-    frames = "".join(traceback.format_tb(error.__traceback__))
-    logger.error("%s in\n%s", type(error).__name__, frames)
+    logger.error("%s", described(error))
     return ApiError(
         500, "the server failed at this request; its log says where", code="internal_error"
     )

@@ -20,6 +20,7 @@ from transformers import PreTrainedModel
 from specdec.calls import check_gives, fresh_generator, one_request, rule_of, verifier_for
 from specdec.choice import DrafterLike, TreeLike, resolve_drafter, resolve_tree
 from specdec.engine import Emission, Engine, Limits, Request
+from specdec.engine.faults import described
 from specdec.policies import Acceptance, load_policy
 from specdec.serving.checks import check_memory, check_options
 from specdec.serving.status import EngineStats
@@ -27,6 +28,7 @@ from specdec.serving.stream import EngineClosed, QueueFull, Stream
 from specdec.stats import AcceptanceStats
 from specdec.verifiers.sharded import Leader
 
+_LOG = logging.getLogger("specdec")
 _SNAPSHOT = 0.05  # seconds: how old the statistics may be while steps go on
 
 
@@ -243,10 +245,12 @@ class ThreadedEngine:
                     self._error = closed.__cause__ = self.verifier.error
                 self._hand_out(emissions, began)
         except BaseException as error:  # a bug in here: nobody can be served any more
-            logging.getLogger("specdec").exception("the engine's thread has ended")
+            _LOG.error("the engine's thread has ended by %s", described(error))
             self._error = closed.__cause__ = error
             self._draining = self._closing = True
-        for there in list(self._open.values()):  # images that are still looked at, too
+        with self._wake:  # so that whoever was let in before is there by now
+            there_are = list(self._open.values())
+        for there in there_are:  # images that are still looked at, too
             self._engine.cancel(there.request, "error", closed)
         self._hand_out([])
         if isinstance(self.verifier, Leader):
@@ -300,7 +304,7 @@ class ThreadedEngine:
             gone = [(i, self._open.pop(i)) for i in ended]
             for _, there in gone:
                 self._count(there)
-            self._tell(force=bool(gone))
+            self._tell(force=bool(gone) or self._closing)
             self._wake.notify_all()
         for index, there in gone:
             there.listener.ended = True

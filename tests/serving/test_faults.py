@@ -4,6 +4,9 @@ do not read, a forward that fails once. Whoever it does not concern gets their a
 from __future__ import annotations
 
 import copy
+import logging
+import threading
+import time
 from typing import Any
 
 import pytest
@@ -13,7 +16,7 @@ from transformers import PreTrainedModel
 
 import specdec
 from specdec.engine import Limits
-from specdec.serving import RequestFailed, Stream
+from specdec.serving import EngineClosed, RequestFailed, Stream
 from support import families
 
 NEW_TOKENS = 16
@@ -140,3 +143,71 @@ def test_a_reader_that_does_not_read(model: PreTrainedModel, asked: Asked) -> No
         for given, answer in asked:
             assert ask(engine, given).result() == answer
         assert [first, *(emission.token for emission in iterator)] == asked[0][1]
+
+
+def test_who_comes_while_the_thread_ends_hears_of_it(model: PreTrainedModel, asked: Asked) -> None:
+    """One who was let in, and was not there yet when the thread looked whom to tell, would wait for
+    ever."""
+    engine, coming = specdec.ThreadedEngine(model), threading.Event()
+
+    class Slow(dict[int, Any]):
+        def __setitem__(self, key: int, value: Any) -> None:
+            coming.set()
+            time.sleep(0.3)  # in which the thread ends
+            super().__setitem__(key, value)
+
+    def breaks() -> None:
+        coming.wait(10)
+        raise MemoryError
+
+    engine._open = Slow()
+    engine._ask(breaks)
+    stream = ask(engine, asked[0][0])
+    deadline = time.monotonic() + 10
+    while not stream.ended and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert stream.ended
+    with pytest.raises(RequestFailed, match="closed"):
+        stream.result()
+    engine.close()
+
+
+def test_a_thread_that_ends_with_nobody_there_is_seen(model: PreTrainedModel) -> None:
+    """Statistics that only answers renew would go on saying that all is well."""
+    engine = specdec.ThreadedEngine(model)
+
+    def breaks() -> None:
+        raise MemoryError
+
+    engine._ask(breaks)
+    engine._threads[0].join(10)
+    assert isinstance(engine.stats.error, MemoryError)
+    with pytest.raises(EngineClosed):
+        engine.check_open()
+    engine.close()
+
+
+def test_errors_in_the_log_say_nothing_of_what_users_wrote(
+    model: PreTrainedModel, asked: Asked, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A drafter that fails at a text, and a bug of the thread's, name what they stumbled over."""
+
+    said = "Ravioli"
+
+    def breaks(*_: object) -> None:
+        raise ValueError(f"{said} is not in the table")
+
+    drafter = families.causal_lm(3)
+    with caplog.at_level(logging.DEBUG), specdec.ThreadedEngine(model, drafter, tree=2) as engine:
+        hook = drafter.register_forward_pre_hook(breaks)
+        assert ask(engine, asked[0][0]).result() == asked[0][1]
+        hook.remove()
+        engine._ask(breaks)
+        engine._threads[0].join(10)
+    told = [record for record in caplog.records if record.name == "specdec"]
+    assert [record.levelname for record in told] == ["WARNING", "ERROR"]
+    for record in told:
+        text = logging.Formatter().format(record)
+        assert "ValueError in\n" in text
+        assert "breaks" in text
+        assert said not in text
