@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from os import PathLike
 from queue import SimpleQueue
-from typing import Any, Protocol, TypeVar
+from typing import Any, TypeVar
 
 import torch
 from transformers import PreTrainedModel
@@ -24,22 +24,12 @@ from specdec.engine.faults import described
 from specdec.policies import Acceptance, load_policy
 from specdec.serving.checks import check_memory, check_options
 from specdec.serving.status import EngineStats
-from specdec.serving.stream import EngineClosed, QueueFull, Stream
+from specdec.serving.stream import EngineClosed, Listener, QueueFull, Stream
 from specdec.stats import AcceptanceStats
 from specdec.verifiers.sharded import Leader
 
 _LOG = logging.getLogger("specdec")
 _SNAPSHOT = 0.05  # seconds: how old the statistics may be while steps go on
-
-
-class Listener(Protocol):
-    """Whoever reads an answer."""
-
-    ended: bool
-    let_in: float | None
-
-    def deliver(self, emissions: list[Emission], ended: bool) -> None:
-        """Take in new tokens, and whether these were the last."""
 
 
 _Stream = TypeVar("_Stream", bound=Listener)

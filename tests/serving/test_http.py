@@ -100,6 +100,14 @@ REFUSED = {
         "tools.0.function.foo",
     ),
     "unknown of ours": ({"specdec": {"foo": 1}}, "specdec.foo"),
+    "unknown of a stream": (
+        {"stream": True, "stream_options": {"foo": 1}},
+        "stream_options.foo",
+    ),
+    "usage all the time": (
+        {"stream": True, "stream_options": {"continuous_usage_stats": True}},
+        "stream_options.continuous_usage_stats",
+    ),
     "an image in a text part": (
         message(content=[{"type": "text", "text": "a", "image_url": {"url": "data:,"}}]),
         "messages.0.content.0.image_url",
@@ -195,16 +203,46 @@ def test_what_is_too_large_is_not_read(server: Running, client: httpx.Client) ->
 
 
 def test_a_full_queue_says_when_to_come_again(
-    client: httpx.Client, endless: dict[str, Any]
+    server: Running, client: httpx.Client, endless: dict[str, Any]
 ) -> None:
-    """Would catch a queue without end, and answers of a refused request that run on: of three, the
-    last finds the queue full, and the first two are cancelled.
+    """Would catch a queue without end, and answers of a refused request that run on: of two, the
+    last finds the queue full, and the first is cancelled.
     """
-    response = client.post(CHAT, json=endless | {"n": 3})
-    assert response.status_code == 429
-    assert response.json()["error"]["code"] == "queue_full"
-    assert int(response.headers["Retry-After"]) >= 1
+    with _post(server, endless):
+        until(lambda: server.engine.stats.running == 1)
+        response = client.post(CHAT, json=endless | {"n": 2})
+        assert response.status_code == 429
+        assert response.json()["error"]["code"] == "queue_full"
+        assert int(response.headers["Retry-After"]) >= 1
+        until(lambda: server.engine.stats.waiting == 0)
     until(lambda: client.post(CHAT, json=hello(n=2)).status_code == 200)
+
+
+def test_more_than_ever_fits_is_not_put_off(client: httpx.Client) -> None:
+    """A 429 has clients try again and again what cannot succeed."""
+    response = client.post(CHAT, json=hello(n=3))
+    assert response.status_code == 400
+    assert "3 answers in one request; this server has 2 at most" in response.text
+
+
+def test_null_is_as_good_as_nothing(client: httpx.Client) -> None:
+    """OpenAI's schema has it, and clients send what they were not told."""
+    assert client.post(CHAT, json=hello(stream=None, priority=None)).status_code == 200
+    with_usage = hello(stream=True, stream_options={"include_usage": None})
+    assert client.post(CHAT, json=with_usage).status_code == 200
+
+
+@pytest.mark.parametrize("count", [0, 1])
+def test_completions_tell_how_likely_the_sampled_token_was(
+    client: httpx.Client, count: int
+) -> None:
+    """Only the most probable ones were told, and with 0 nothing but nulls."""
+    body = {"model": "demo", "prompt": "Read row 1", "max_tokens": 8, "temperature": 2, "seed": 1}
+    response = client.post("/v1/completions", json=body | {"logprobs": count})
+    told = response.json()["choices"][0]["logprobs"]
+    each = zip(told["tokens"], told["token_logprobs"], told["top_logprobs"], strict=True)
+    assert all(best[token] == logprob for token, logprob, best in each)
+    assert all(1 <= len(best) <= count + 1 for best in told["top_logprobs"])
 
 
 @pytest.mark.parametrize("stream", [False, True])
