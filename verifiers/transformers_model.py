@@ -83,7 +83,7 @@ class TransformersVerifier:
             raise ValueError(f"{type(model).__name__} cannot be a verifier: {'; '.join(problems)}")
         self.spec = read_spec(model)
         self.model = model
-        budget = _free_bytes(model.device) // 4 if kv_cache_bytes is None else kv_cache_bytes
+        budget = free_bytes(model.device) // 4 if kv_cache_bytes is None else kv_cache_bytes
         special, kinds = override(model.config), Kinds(model.config.get_text_config(decoder=True))
         how: dict[str, Any] = {
             "page_size": page_size,
@@ -328,12 +328,17 @@ class TransformersVerifier:
         return sorted({sequence.pages[(sequence.lead + place) // size] for place in places})
 
     @property
+    def page_size(self) -> int:
+        """Tokens of a page."""
+        return self._paged.kv.page_size
+
+    @property
     def bytes_per_page(self) -> int:
         """What a page takes in all layers; 0 before the first prompt."""
         return self._paged.kv.bytes_per_page
 
 
-def _free_bytes(device: torch.device) -> int:
+def free_bytes(device: torch.device) -> int:
     """Memory that is free where the model is."""
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0]
