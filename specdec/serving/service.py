@@ -127,6 +127,8 @@ class Service:
             "drafts": asked is None or asked.drafts,
             "top_logprobs": top_logprobs,
         }
+        if body.min_tokens:
+            options["min_new_tokens"] = min(body.min_tokens, room)
         options |= how(body, length, self.size)
         return Order(inputs, body.n or 1, body.seed, stops(body), options)
 

@@ -62,7 +62,15 @@ def image(url: str) -> dict[str, Any]:
 REFUSED = {
     "not supported": ({"response_format": {"type": "json_object"}}, "response_format"),
     "required tool": ({"tool_choice": "required"}, "tool_choice"),
-    "unknown": ({"repetition_penalty": 1.2}, "repetition_penalty"),
+    "unknown": ({"length_penalty": 1.2}, "length_penalty"),
+    "one call at a time": (
+        {
+            "parallel_tool_calls": False,
+            "tools": [{"type": "function", "function": {"name": "a"}}],
+        },
+        "parallel_tool_calls",
+    ),
+    "too many stops": ({"stop": ["a"] * 17}, "stop"),
     "out of range": ({"temperature": 3}, "temperature"),
     "wrong type": ({"messages": "hello"}, "messages"),
     "no messages": ({"messages": []}, "messages"),
@@ -130,6 +138,58 @@ def test_what_cannot_be_done_is_refused_by_name(
     assert error.keys() == {"message", "type", "param", "code"}
     assert error["type"] == "invalid_request_error"
     assert error["param"] == param
+
+
+@pytest.mark.parametrize(
+    ("fields", "said"),
+    [
+        ({"stop": ["a"] * 17}, "stop: List should have at most 16 items"),
+        (message(content="\ud800"), "the text has half a character"),
+        (image("/etc/passwd"), "this is no URL and is not read"),
+    ],
+)
+def test_what_is_wrong_is_told_in_words_of_a_client(
+    client: httpx.Client, fields: dict[str, Any], said: str
+) -> None:
+    """Of several types the wrong one was told of, or a library told of its own."""
+    headers = {"Content-Type": "application/json"}
+    response = client.post(CHAT, content=json.dumps(hello(**fields)), headers=headers)
+    assert said in response.json()["error"]["message"]
+
+
+def test_who_looks_for_the_head_only_finds_it(client: httpx.Client) -> None:
+    """Probes of load balancers ask like that, and were told that the method is not there."""
+    for path in ("/health", "/ready"):
+        response = client.head(path)
+        assert (response.status_code, response.content) == (200, b"")
+
+
+def test_answers_end_and_are_chosen_as_asked(demo: Demo, client: httpx.Client) -> None:
+    """Would catch fields of vLLM's that are taken and dropped."""
+    ends = demo.model.generation_config.eos_token_id
+    tokens = [ends] if isinstance(ends, int) else ends
+    ending = {"logit_bias": dict.fromkeys(map(str, tokens), 100), "max_tokens": 9}
+
+    def ask(**fields: Any) -> Any:
+        body = {"model": "demo", "prompt": "Read row 1", "temperature": 0, "max_tokens": 24}
+        return client.post("/v1/completions", json=body | fields).json()
+
+    lengths = [
+        ask(**ending, **each)["usage"]["completion_tokens"]
+        for each in ({}, {"min_tokens": 5}, {"min_tokens": 99}, {"ignore_eos": True})
+    ]
+    assert lengths == [1, 6, 9, 9]
+    greedy, other, penalised, sampled = (
+        ask(**each)["choices"][0]["text"]
+        for each in (
+            {},
+            {"temperature": 1.5, "seed": 1},
+            {"repetition_penalty": 2},
+            {"temperature": 1.5, "seed": 1, "min_p": 1},
+        )
+    )
+    assert greedy == sampled
+    assert greedy not in (other, penalised)
 
 
 BODIES = {
