@@ -1649,6 +1649,13 @@ BUGS = (
         "error",
         "tests/serving/test_faults.py",
     ),
+    Bug(
+        "a page of any origin may ask",
+        "specdec/serving/guard.py",
+        'and not _is_json(headers.get("content-type", ""))',
+        "and False",
+        "tests/serving/test_http.py",
+    ),
     # The playground.
     Bug(
         "the page has the speedup upside down",

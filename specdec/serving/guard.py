@@ -35,7 +35,8 @@ _BODY_SECONDS = 60.0  # a whole request has to be sent in
 
 
 def install(app: FastAPI, settings: Settings) -> None:
-    """Have all requests of `app` pass here."""
+    """Have all requests of `app` pass here; what is added last comes first."""
+    app.add_middleware(Guard, settings=settings)
     if settings.cors_origins:
         app.add_middleware(
             CORSMiddleware,
@@ -44,8 +45,7 @@ def install(app: FastAPI, settings: Settings) -> None:
             allow_headers=["*"],
             expose_headers=["X-Request-Id", "Retry-After"],
         )
-    app.add_middleware(Guard, settings=settings)
-    app.add_middleware(Access)  # added last, it comes first
+    app.add_middleware(Access)
 
 
 class Access:
@@ -104,8 +104,7 @@ class Guard:
         allowed = self._settings.allowed_hosts
         if "*" not in allowed and _host(headers.get("host", "")) not in allowed:
             return ApiError(400, "this server does not go by that Host", code="invalid_host")
-        # A browser asks beforehand without credentials; CORS answers that.
-        guarded = scope["path"].startswith(_GUARDED) and scope["method"] != "OPTIONS"
+        guarded = scope["path"].startswith(_GUARDED)
         if guarded and self._keys and not self._known(headers.get("authorization", "")):
             return ApiError(
                 401,
@@ -116,6 +115,11 @@ class Guard:
         length = headers.get("content-length", "")
         if length.isdecimal() and int(length[:20]) > self._settings.max_body_bytes:
             return ApiError(413, _too_large(self._settings.max_body_bytes), headers=_CLOSE)
+        # Other types a browser lets pages of any origin send, without asking first.
+        if guarded and scope["method"] == "POST" and not _is_json(headers.get("content-type", "")):
+            return ApiError(
+                400, "the Content-Type has to be application/json", code="invalid_content_type"
+            )
         return None
 
     def _known(self, authorization: str) -> bool:
@@ -159,6 +163,11 @@ def _too_large(most: int) -> str:
 
 def _digest(key: str) -> bytes:
     return hashlib.sha256(key.encode("utf-8", "surrogatepass")).digest()
+
+
+def _is_json(header: str) -> bool:
+    kind, _, form = header.partition(";")[0].strip().lower().partition("/")
+    return kind == "application" and (form == "json" or form.endswith("+json"))
 
 
 def _host(header: str) -> str:

@@ -42,6 +42,7 @@ class Server(uvicorn.Server):
                 port=port,
                 access_log=False,
                 log_level="warning",
+                http="h11",  # which reads 64 KiB of headers and no more
                 server_header=False,
                 timeout_graceful_shutdown=5,
             )

@@ -18,6 +18,7 @@ import specdec
 from specdec.engine import Limits
 from specdec.serving import EngineClosed, RequestFailed, Stream
 from support import families
+from support.servers import until
 
 NEW_TOKENS = 16
 Asked = list[tuple[dict[str, Any], list[int]]]
@@ -148,20 +149,24 @@ def test_a_reader_that_does_not_read(model: PreTrainedModel, asked: Asked) -> No
 def test_who_comes_while_the_thread_ends_hears_of_it(model: PreTrainedModel, asked: Asked) -> None:
     """One who was let in, and was not there yet when the thread looked whom to tell, would wait for
     ever."""
-    engine, coming = specdec.ThreadedEngine(model), threading.Event()
+    engine = specdec.ThreadedEngine(model)
+    ending, coming = threading.Event(), threading.Event()
 
     class Slow(dict[int, Any]):
         def __setitem__(self, key: int, value: Any) -> None:
             coming.set()
-            time.sleep(0.3)  # in which the thread ends
+            until(lambda: engine._closing)
+            time.sleep(0.3)  # in which the thread looks whom to tell
             super().__setitem__(key, value)
 
     def breaks() -> None:
+        ending.set()
         coming.wait(10)
         raise MemoryError
 
     engine._open = Slow()
     engine._ask(breaks)
+    ending.wait(10)
     stream = ask(engine, asked[0][0])
     deadline = time.monotonic() + 10
     while not stream.ended and time.monotonic() < deadline:

@@ -53,7 +53,10 @@ def _get(replicas: Replicas, settings: Settings | None = None, **how: object) ->
 
     async def ask() -> httpx.Response:
         transport = httpx.ASGITransport(app)
-        async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
+        headers = {"Content-Type": "application/json"}
+        async with httpx.AsyncClient(
+            transport=transport, base_url="http://test", headers=headers
+        ) as client:
             return await client.request(**{"method": "POST", "url": CHAT, **how})
 
     return asyncio.run(ask())
