@@ -45,6 +45,12 @@ def load_drafter(path: str | PathLike[str], model: PreTrainedModel | None = None
     Raises:
         ValueError: nothing loadable lies there, its kind or format is unknown, or it does not fit.
     """
+    there = Path(path).exists()
+    if not there and not _may_be_hub_id(path):
+        raise ValueError(
+            f"{path}: there is no such folder; expected that of a saved drafter or of a causal "
+            "language model, or a hub id, owner/name"
+        )
     try:
         return _load(path, model)
     # Files of strangers make loaders raise whatever they stumble over, with no word of the file.
@@ -52,7 +58,16 @@ def load_drafter(path: str | PathLike[str], model: PreTrainedModel | None = None
         if isinstance(error, ValueError) and str(path) in str(error):
             raise
         told = f"{type(error).__name__}: {error}"
-        raise ValueError(f"{path}: no drafter could be loaded: {told}") from error
+        where = "" if there else "there is no such folder here, and from the hub "
+        raise ValueError(f"{path}: {where}no drafter could be loaded: {told}") from error
+
+
+def _may_be_hub_id(path: str | PathLike[str]) -> bool:
+    """Whether it may name something elsewhere, and not only a path that is wrong."""
+    parts = Path(path).parts
+    if not isinstance(path, str) or path.startswith((".", "/", "~")) or not 1 <= len(parts) <= 2:
+        return False
+    return len(parts) == 1 or not Path(parts[0]).exists()
 
 
 def _load(path: str | PathLike[str], model: PreTrainedModel | None) -> Drafter:

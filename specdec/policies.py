@@ -235,8 +235,10 @@ def load_policy(path: str | PathLike[str], model: PreTrainedModel) -> Relaxed:
             f'acceptance={str(path)!r}: expected "lossless", specdec.Relaxed(...) or the path of a '
             f"policy file, and there is no such file ({error.strerror})"
         ) from error
-    except (ValueError, TypeError, KeyError) as error:
-        raise ValueError(f"{path} is no policy file: {error!r}") from error
+    except KeyError as error:
+        raise ValueError(f"{path} is no policy file: it has no {error}") from error
+    except (ValueError, TypeError) as error:
+        raise ValueError(f"{path} is no policy file: {error}") from error
     if version != _VERSION:
         raise ValueError(f"{path} is of version {version}; this specdec reads {_VERSION}")
     if theirs != (ours := fingerprint(model)):

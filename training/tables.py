@@ -38,7 +38,7 @@ def open_dataset(data: str, split: str = "train") -> Found:
     except ImportError:
         raise ValueError(
             f"reading {data} takes the package datasets, which is not installed; "
-            "pip install 'specdec-lvlm[train]'"
+            "in specdec's checkout, pip install -e '.[train]'"
         ) from None
     if data.startswith(HUB):
         return _from_hub(datasets, data, split)

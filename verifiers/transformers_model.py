@@ -328,6 +328,11 @@ class TransformersVerifier:
         return sorted({sequence.pages[(sequence.lead + place) // size] for place in places})
 
     @property
+    def page_size(self) -> int:
+        """Tokens of a page."""
+        return self._paged.kv.page_size
+
+    @property
     def bytes_per_page(self) -> int:
         """What a page takes in all layers; 0 before the first prompt."""
         return self._paged.kv.bytes_per_page

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from specdec.commands.asking import Loaded, load
+from specdec.commands.checkpoint import DEMO, stored_config
 from specdec.commands.errors import UserError, reason
 from specdec.commands.options import (
     AcceptanceOption,
@@ -38,8 +39,11 @@ from specdec.commands.serve_ray import (
     note,
     run_on_ray,
 )
+from specdec.commands.serve_start import bound, check_origins, not_bound, report
 
 if TYPE_CHECKING:
+    from socket import socket
+
     from fastapi import FastAPI
 
     from specdec.serving.images import ImageLimits, ImageReader
@@ -119,6 +123,17 @@ def serve(
     )
     wanted.check(ray, port)
     _check_installed()
+    check_origins(cors_origin or ())
+    if kv_cache_gib is not None and kv_cache_gib <= 0:
+        raise UserError("--kv-cache-gib: expected more than 0")
+    if not api_key and not _is_own(host):
+        note(f"warning: {host} may be reached by others, and there is no --api-key")
+    check_acceptance(acceptance)
+    if not ray:  # before seconds go into imports
+        if model != DEMO:
+            stored_config(Path(model))
+        with bound(host, port):
+            pass
     from specdec.serving.images import ImageLimits, ImageReader
     from specdec.serving.settings import Settings
 
@@ -127,10 +142,8 @@ def serve(
         raise UserError("--api-key: an empty key keeps nobody out")
     if not keys and _KEYS in os.environ:
         raise UserError(f"{_KEYS} is set and holds no key, which would let everybody in; unset it")
-    if not keys and not _is_own(host):
-        note(f"warning: {host} may be reached by others, and there is no --api-key")
     settings = Settings(
-        model=name or (model if model == "demo" else Path(model).resolve().name),
+        model=name or (model if model == DEMO else Path(model).resolve().name),
         api_keys=keys,
         max_body_bytes=max_body_mib << 20,
         max_images=max_images,
@@ -145,7 +158,7 @@ def serve(
     parse_tree(tree)  # refuses here what a replica would
     engine = {
         "tree": tree,
-        "acceptance": check_acceptance(acceptance),
+        "acceptance": acceptance,
         "kv_cache_bytes": None if kv_cache_gib is None else int(kv_cache_gib * 2**30),
     }
     limits = {"max_batch": max_batch, "max_waiting": max_waiting}
@@ -159,13 +172,22 @@ def serve(
         build = partial(build_app, model, drafter, dtype, images.limits, engine, limits)
         run_on_ray(build, settings, limits, wanted, (host, port))
         return
-    loaded = load(model, drafter, dtype, with_images=False)
-    if _is_follower():
-        from specdec.serving import follow
+    with bound(host, port) as sockets:
+        if sockets:
+            note(f"loading {settings.model}")
+        loaded = load(model, drafter, dtype, with_images=False)
+        if _is_follower():
+            from specdec.serving import follow
 
-        follow(loaded.model)
-        return
-    _run(_app(loaded, settings, images, engine, limits), (host, port))
+            follow(loaded.model)
+            return
+        app = _app(loaded, settings, images, engine, limits)
+        service = app.state.service
+        report(service.engine.threaded, service.settings, tree, kv_cache_gib)
+        try:
+            _run(app, (host, port), sockets)
+        except OSError as error:  # another held the port, too, and was the first to listen
+            raise not_bound(host, port, error) from error
 
 
 def _is_follower() -> bool:
@@ -219,13 +241,13 @@ def _app(
     try:
         engine = AsyncEngine(loaded.model, loaded.drafter, limits=Limits(**limits), **how)
     except ValueError as error:
-        raise UserError(f"{type(loaded.model).__name__}: {reason(error)}") from error
+        raise UserError(reason(error)) from error
     settings = replace(settings, drafter=loaded.drafter.name if loaded.drafter else None)
     return create_app(engine, loaded.processor, settings, images=images)
 
 
-def _run(app: FastAPI, address: tuple[str, int]) -> None:
-    """Serve until a signal."""
+def _run(app: FastAPI, address: tuple[str, int], sockets: list[socket]) -> None:
+    """Serve until a signal, on these sockets of that address."""
     from specdec.serving.guard import log_to
     from specdec.serving.lifecycle import Server
 
@@ -234,8 +256,10 @@ def _run(app: FastAPI, address: tuple[str, int]) -> None:
     def started(url: str) -> None:
         note(f"{name} at {url}/v1; end it with Ctrl-C")
 
-    log_to(logging.StreamHandler())
-    Server(app, *address, on_start=started).run()
+    handler = logging.StreamHandler()
+    handler.setFormatter(logging.Formatter("%(asctime)s %(message)s"))
+    log_to(handler)
+    Server(app, *address, on_start=started).run(sockets)
 
 
 def _check_installed() -> None:
@@ -244,7 +268,8 @@ def _check_installed() -> None:
             import_module(package)
     except ImportError as error:
         raise UserError(
-            f"{error.name} is not installed; a server needs it: pip install 'specdec-lvlm[serve]'"
+            f"{error.name} is not installed; a server needs it: in specdec's checkout, "
+            "pip install -e '.[serve]'"
         ) from error
 
 

@@ -126,12 +126,14 @@ def _add_routes(app: FastAPI, service: Service) -> None:
             raise ApiError(404, f"there is no model {model!r}", param="model")
         return JSONResponse(card)
 
+    @app.head("/health", include_in_schema=False)
     @app.get("/health", response_model=replies.Status, responses=replies.answers(503))
     async def health() -> JSONResponse:
         if service.engine.stats.error is not None:
             raise ApiError(503, "the engine has failed; its log says why", code="engine_failed")
         return JSONResponse({"status": "ok"})
 
+    @app.head("/ready", include_in_schema=False)
     @app.get("/ready", response_model=replies.Status, responses=replies.answers(503))
     async def ready() -> JSONResponse:
         stats = service.engine.stats

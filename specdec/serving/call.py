@@ -11,11 +11,12 @@ from uuid import uuid4
 
 from fastapi import Request, Response
 from fastapi.responses import JSONResponse
+from starlette.types import Scope
 
 from specdec.serving.answers import Answers, Delta, Order
 from specdec.serving.errors import of_engine
 from specdec.serving.events import DONE, EventStream, event
-from specdec.serving.guard import USAGE
+from specdec.serving.guard import CUT_OFF, USAGE
 from specdec.serving.schema import Common
 from specdec.serving.service import Service, unless_gone
 from specdec.serving.text import Piece
@@ -81,7 +82,8 @@ class Call(ABC):
             request.scope[USAGE] = answers.usage
             if self.body.stream:
                 seconds = service.settings.request_seconds + _READING_SECONDS
-                return EventStream(self._events(answers), answers.cancel, seconds)
+                events = self._events(answers, request.scope)
+                return EventStream(events, answers.cancel, seconds)
             try:
                 return JSONResponse(await unless_gone(request, self._whole(answers)))
             finally:
@@ -117,7 +119,7 @@ class Call(ABC):
         told = {"usage": answers.usage(), "metrics": answers.speculation()}
         return {**self._head, "object": self.whole, "choices": choices, **told}
 
-    async def _events(self, answers: Answers) -> AsyncGenerator[bytes, None]:
+    async def _events(self, answers: Answers, scope: Scope) -> AsyncGenerator[bytes, None]:
         options = self.body.stream_options
         with_usage = options is not None and options.include_usage
         left = self.count
@@ -135,7 +137,9 @@ class Call(ABC):
             if with_usage:
                 yield self._event([], usage=answers.usage(), metrics=answers.speculation())
         except Exception as error:  # it has begun: all that is left is to say so
-            yield event(of_engine(error).body())
+            told = of_engine(error)
+            scope[CUT_OFF] = told.code
+            yield event(told.body())
         yield DONE
 
     def _news(self, delta: Delta, ending: Answers | None) -> Iterator[bytes]:

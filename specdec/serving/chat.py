@@ -114,8 +114,12 @@ class Prompts:
 
     async def of_text(self, prompt: str) -> dict[str, Tensor]:
         """Likewise, of a prompt as it stands."""
-        self._check_size("prompt", len(prompt) // self._longest)
-        return await self._encode("prompt", lambda: prompts.from_text(self._processor, prompt))
+
+        def encode() -> dict[str, Tensor]:
+            self._check_size("prompt", _letters([prompt]) // self._longest)
+            return prompts.from_text(self._processor, prompt)
+
+        return await self._encode("prompt", encode)
 
     async def of_ids(self, ids: Sequence[int]) -> dict[str, Tensor]:
         """Likewise, of tokens."""
@@ -144,6 +148,8 @@ class Prompts:
             inputs = encode()
         except ApiError:
             raise
+        except UnicodeEncodeError as error:
+            raise refused("the text has half a character, a lone surrogate", param) from error
         # Templates and processors raise whatever they stumble over, and what they were given is
         # the client's.
         except Exception as error:
@@ -245,11 +251,16 @@ class Prompts:
 
 
 def _letters(values: Sequence[Any]) -> int:  # Any: chat messages, JSON values
-    """Characters of all texts in there."""
+    """Characters of all texts in there.
+
+    Raises:
+        UnicodeEncodeError: one of them is none.
+    """
     count, left = 0, list(values)
     while left:
         value = left.pop()
         if isinstance(value, str):
+            value.encode()
             count += len(value)
         elif isinstance(value, Mapping):
             left += value.values()

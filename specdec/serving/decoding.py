@@ -93,6 +93,12 @@ def how(body: Common, prompt: int, vocabulary: int) -> dict[str, Any]:
             "top_p": 1.0 if body.top_p is None else body.top_p,
             "top_k": max(body.top_k or 0, 0),
         }
+        if body.min_p:
+            chosen["min_p"] = body.min_p
+    if body.repetition_penalty is not None:
+        chosen["repetition_penalty"] = body.repetition_penalty
+    if body.ignore_eos:
+        chosen["eos_token_id"] = None
     processors = LogitsProcessorList()
     if body.logit_bias:
         processors.append(Bias(_biases(body.logit_bias, vocabulary)))
@@ -130,6 +136,8 @@ def check_extra(body: Fields, place: str = "") -> None:
     for name, value in (body.model_extra or {}).items():
         if value is None or name in _HARMLESS:
             continue
+        if name == "parallel_tool_calls" and not getattr(body, "tools", None):
+            continue  # there is nothing to call
         neutral = _NEUTRAL.get(name, ())
         if not any(type(value) is type(allowed) and value == allowed for allowed in neutral):
             only = f"; only {_listed(neutral)} is" if neutral else ""

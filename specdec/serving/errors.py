@@ -87,6 +87,8 @@ def of_engine(error: Exception) -> ApiError:
         return ApiError(429, str(error), code="queue_full", headers=wait)
     if isinstance(error, RequestFailed) and isinstance(error.__cause__, Exception):
         error = error.__cause__
+        if isinstance(error, EngineClosed):
+            return draining("the answer was cut off, as the server stops")
         if isinstance(error, OutOfPages):
             return refused(
                 "the prompt and its answer need more memory for keys than this server has; ask "
@@ -102,11 +104,11 @@ def of_engine(error: Exception) -> ApiError:
     return internal(error)
 
 
-def draining() -> ApiError:
+def draining(what: str = "the server is about to stop and takes no more requests") -> ApiError:
     """The server takes no requests any more."""
     return ApiError(
         503,
-        "the server is about to stop and takes no more requests; ask another, or this one later",
+        f"{what}; ask another, or this one later",
         code="draining",
         headers={"Retry-After": "5"},
     )
@@ -141,7 +143,7 @@ def install(app: FastAPI) -> None:
 
 def _invalid(errors: Sequence[Mapping[str, Any]]) -> ApiError:
     """The first thing that does not fit the schema; of alternatives the one that came furthest."""
-    first = max(errors, key=lambda error: len(error["loc"]))
+    first = max(errors, key=lambda e: (len(e["loc"]), not e["type"].endswith("_type")))
     place = [str(part) for part in first["loc"][1:] if not _ALTERNATIVE.fullmatch(str(part))]
     if first["type"] == "json_invalid":
         return refused("the body is not JSON", code="invalid_json")

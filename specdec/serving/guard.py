@@ -29,6 +29,7 @@ access = logging.getLogger("specdec.serving.access")
 
 REQUEST = "specdec.request"  # in a scope: its id, of whoever passed it on or else of here
 USAGE = "specdec.usage"  # in a scope: gives the tokens of its answers
+CUT_OFF = "specdec.cut_off"  # likewise: the code of the error that ended its stream
 _GUARDED = ("/v1/", "/metrics")
 _GONE = 499  # nginx's number for a client that hung up; only in the log
 _BODY_SECONDS = 60.0  # a whole request has to be sent in
@@ -195,4 +196,6 @@ def _line(scope: Scope, status: int, seconds: float, name: str) -> str:
     if usage is not None:
         told = usage()
         line += f" prompt={told['prompt_tokens']} completion={told['completion_tokens']}"
+    if CUT_OFF in scope:
+        line += f" cut_off={scope[CUT_OFF]}"
     return line

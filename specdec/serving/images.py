@@ -13,12 +13,13 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
 from io import BytesIO
+from ipaddress import ip_address
 
 import httpcore
 from PIL import Image
 
 from specdec.pixels import BrokenImage, NotAnImage, TooManyPixels, decode
-from specdec.serving.fetch import Fetcher, NotFetched, Resolver
+from specdec.serving.fetch import Fetcher, NotFetched, Resolver, is_public
 
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP")
 # Pictures decoded at once; each takes several bytes a pixel, and a core.
@@ -66,6 +67,11 @@ class ImageLimits:
                 raise ValueError(
                     f"{host!r} is no host; name each like images.example or images.example:8443"
                 )
+            if _is_private(host):
+                raise ValueError(
+                    f"{host!r} is no public address, and images are fetched from such only, for "
+                    "the sake of what else answers in there; have them sent as data: URLs"
+                )
 
 
 class ImageReader:
@@ -107,7 +113,8 @@ class ImageReader:
             ImageRefused: see there. Nothing else.
         """
         scheme, colon, rest = url.partition(":")
-        name = f"the image at {_shown(url)}"
+        shown = _shown(url)
+        name = "this is no URL and" if shown is None else f"the image at {shown}"
         if colon and scheme.lower() == "data":
             return partial(self._inline, rest)
         if colon and scheme.lower() in ("http", "https") and self.limits.allowed_hosts:
@@ -167,11 +174,23 @@ class ImageReader:
             raise ImageRefused(f"{name} is broken or truncated") from error
 
 
-def _shown(url: str) -> str:
-    """So much of a URL as tells it from others and keeps no secret: no user, path or query."""
+def _is_private(host: str) -> bool:
+    """Whether it says by itself, with or without a port, that it is of this machine or network."""
+    name = host[1:].partition("]")[0] if host.startswith("[") else host.partition(":")[0].lower()
+    try:
+        ip_address(name)
+    except ValueError:
+        return name == "localhost" or name.endswith(".localhost")
+    return not is_public(name)
+
+
+def _shown(url: str) -> str | None:
+    """So much of a URL as tells it from others and keeps no secret: no user, path or query;
+    ``None``: it is none.
+    """
     scheme, colon, rest = url.partition(":")
     if not (colon and scheme.isascii() and scheme.isalnum() and len(scheme) <= 20):
-        return "what is no URL"
+        return None
     if not rest.startswith("//"):
         return f"a {scheme}: URL"
     host = rest[2:].split("/")[0].split("?")[0].split("#")[0].rpartition("@")[2]

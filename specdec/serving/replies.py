@@ -152,7 +152,7 @@ class PlainLogprobs(_Reply):
 
     tokens: list[str]
     token_logprobs: list[float]
-    top_logprobs: list[dict[str, float] | None]
+    top_logprobs: list[dict[str, float]]
     text_offset: list[int]
 
 

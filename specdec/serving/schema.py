@@ -56,7 +56,7 @@ class Speculation(Fields):
 class StreamOptions(Fields):
     """What a stream carries besides text."""
 
-    include_usage: bool = False
+    include_usage: bool | None = None
     # Of no use to who reads a stream of ours, and harmless.
     include_obfuscation: bool | None = None
 
@@ -123,7 +123,7 @@ class Common(Fields):
     """What both kinds of completion take."""
 
     model: str
-    stream: bool = False
+    stream: bool | None = None
     stream_options: StreamOptions | None = None
     n: Count | None = None
     seed: Annotated[int, Field(ge=-(2**63), lt=2**63)] | None = None
@@ -136,7 +136,12 @@ class Common(Fields):
     max_tokens: Count | None = None
     stop: Stop | Annotated[list[Stop], Field(max_length=16)] | None = None
     user: str | None = None
-    priority: Annotated[int, Field(ge=-10, le=0)] = 0
+    # These are of vLLM.
+    min_p: Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)] | None = None
+    repetition_penalty: Annotated[float, Field(gt=0, le=2, allow_inf_nan=False)] | None = None
+    ignore_eos: bool | None = None
+    min_tokens: Annotated[int, Field(ge=0)] | None = None
+    priority: Annotated[int, Field(ge=-10, le=0)] | None = None
     specdec: Speculation | None = None
 
 

@@ -99,6 +99,13 @@ class Service:
                 f"{answers} answers in one request; this server gives {self.settings.max_choices}",
                 "n",
             )
+        limits = self.engine.threaded.limits
+        if answers > (most := limits.max_batch + limits.max_waiting):
+            raise refused(
+                f"{answers} answers in one request; this server has {most} at most at a time, "
+                "running and waiting",
+                "n",
+            )
         if body.stream_options is not None and not body.stream:
             raise refused("stream_options: only with stream=true", "stream_options")
 
@@ -115,11 +122,13 @@ class Service:
         options = {
             "max_new_tokens": room,
             "acceptance": self.policy.wanted(asked),
-            "priority": body.priority,
+            "priority": body.priority or 0,
             "timeout": self.settings.request_seconds,
             "drafts": asked is None or asked.drafts,
             "top_logprobs": top_logprobs,
         }
+        if body.min_tokens:
+            options["min_new_tokens"] = min(body.min_tokens, room)
         options |= how(body, length, self.size)
         return Order(inputs, body.n or 1, body.seed, stops(body), options)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from queue import SimpleQueue
+from typing import Protocol
 
 from specdec.engine import Emission, FinishReason, Request
 from specdec.stats import AcceptanceStats
@@ -29,6 +30,16 @@ class EngineClosed(RuntimeError):
 
 class RequestFailed(RuntimeError):
     """An answer cannot be given; ``__cause__`` is what went wrong. No other is concerned."""
+
+
+class Listener(Protocol):
+    """Whoever reads an answer."""
+
+    ended: bool
+    let_in: float | None
+
+    def deliver(self, emissions: list[Emission], ended: bool) -> None:
+        """Take in new tokens, and whether these were the last."""
 
 
 class Answer:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import logging
 import threading
 import time
@@ -11,7 +12,7 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from os import PathLike
 from queue import SimpleQueue
-from typing import Any, Protocol, TypeVar
+from typing import Any, TypeVar
 
 import torch
 from transformers import PreTrainedModel
@@ -21,23 +22,14 @@ from specdec.choice import DrafterLike, TreeLike, resolve_drafter, resolve_tree
 from specdec.engine import Emission, Engine, Limits, Request
 from specdec.engine.faults import described
 from specdec.policies import Acceptance, load_policy
+from specdec.serving.checks import check_memory, check_options
 from specdec.serving.status import EngineStats
-from specdec.serving.stream import EngineClosed, QueueFull, Stream
+from specdec.serving.stream import EngineClosed, Listener, QueueFull, Stream
 from specdec.stats import AcceptanceStats
 from specdec.verifiers.sharded import Leader
 
 _LOG = logging.getLogger("specdec")
 _SNAPSHOT = 0.05  # seconds: how old the statistics may be while steps go on
-
-
-class Listener(Protocol):
-    """Whoever reads an answer."""
-
-    ended: bool
-    let_in: float | None
-
-    def deliver(self, emissions: list[Emission], ended: bool) -> None:
-        """Take in new tokens, and whether these were the last."""
 
 
 _Stream = TypeVar("_Stream", bound=Listener)
@@ -78,6 +70,7 @@ class ThreadedEngine:
         rule = rule_of(model, acceptance, {})
         self.verifier = verifier_for(model, drafts, rule, kv_cache_bytes, leads=True)
         self.verifier.measure()
+        check_memory(self.verifier, kv_cache_bytes)
         self._engine = Engine(self.verifier, drafts, resolve_tree(tree), self.limits, isolates=True)
         self._preparing = threading.Lock()
         self._wake = threading.Condition()  # guards what follows
@@ -95,6 +88,8 @@ class ThreadedEngine:
         ]
         for thread in self._threads:
             thread.start()
+        # A thread inside of torch when the process ends would abort it.
+        atexit.register(self.close)
 
     def submit(self, **kwargs: Any) -> Stream:
         """Ask for an answer.
@@ -130,6 +125,7 @@ class ThreadedEngine:
     ) -> _Stream:
         """As :meth:`submit`, for a reader of another kind: ``listener(request, cancel)``."""
         self.check_open()
+        check_options(priority, timeout, top_logprobs, self.verifier.spec.vocab_size)
         rule = rule_of(self.model, self.acceptance if acceptance is None else acceptance, kwargs)
         check_gives(self.verifier, rule)
         with self._preparing:
@@ -168,7 +164,9 @@ class ThreadedEngine:
             return self._wake.wait_for(lambda: not self._open, timeout)
 
     def close(self) -> None:
-        """End what runs, and the thread. Harmless if that was done before."""
+        """End what runs, and the threads. Harmless if that was done before. Python does it when it
+        ends.
+        """
         with self._wake:
             self._draining = self._closing = True
             self._wake.notify_all()
@@ -176,6 +174,7 @@ class ThreadedEngine:
         for thread in self._threads:
             if thread is not threading.current_thread():
                 thread.join()
+        atexit.unregister(self.close)
 
     def __enter__(self) -> ThreadedEngine:
         return self

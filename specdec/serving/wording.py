@@ -61,8 +61,9 @@ def plain_logprobs(
         assert logprobs is not None, "they were asked for"
         told["tokens"].append(vocabulary.text(piece.emission.token))
         told["token_logprobs"].append(_finite(logprobs.own))
+        # As OpenAI has it, the token itself is among them whatever its place.
         best = {vocabulary.text(token): _finite(value) for token, value in logprobs.top[:top]}
-        told["top_logprobs"].append(best or None)
+        told["top_logprobs"].append(best | {told["tokens"][-1]: told["token_logprobs"][-1]})
         told["text_offset"].append(offset)
         offset += len(piece.text)
     return told

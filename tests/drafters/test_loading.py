@@ -9,7 +9,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from specdec.drafters import TextOnlyDrafter, VisionPrunedDrafter, load_drafter
+from specdec.drafters import TextOnlyDrafter, VisionPrunedDrafter, load_drafter, loading
 from specdec.drafters.calibration import Calibration
 from specdec.drafters.eagle import EagleDrafter
 from specdec.drafters.eagle_files import save_eagle
@@ -97,3 +97,29 @@ def test_weights_in_another_format_are_refused(tmp_path: Path) -> None:
     (tmp_path / "model.safetensors").rename(tmp_path / "pytorch_model.bin")
     with pytest.raises(ValueError, match="a pickle, which executes"):
         load_drafter(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "path", ["./eagle", "/nowhere/eagle", "~/eagle", "here/eagle", "a/b/eagle"]
+)
+def test_a_folder_that_is_not_there_is_not_asked_of_the_hub(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, path: str
+) -> None:
+    """A slip of the pen took a minute and a half of the hub's retries."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "here").mkdir()
+    monkeypatch.setattr(loading, "_load", lambda *_: pytest.fail("it was looked for"))
+    for given in (path, Path(path)):
+        with pytest.raises(ValueError, match="there is no such folder; expected"):
+            load_drafter(given)
+
+
+def test_what_is_not_on_the_hub_is_not_here_either(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The message spoke of a connection, and the folder was what was missing."""
+
+    def offline(*_: object) -> None:
+        raise OSError("we couldn't connect")
+
+    monkeypatch.setattr(loading, "_load", offline)
+    with pytest.raises(ValueError, match="there is no such folder here, and from the hub no"):
+        load_drafter("runs-elsewhere/eagle")

@@ -630,6 +630,6 @@ def test_gqa_of_the_hub_is_joined(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_without_the_package_datasets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A base installation must say which extra it lacks."""
     monkeypatch.setitem(sys.modules, "datasets", None)
-    with pytest.raises(ValueError, match=r"pip install 'specdec-lvlm\[train\]'"):
+    with pytest.raises(ValueError, match=r"pip install -e '.\[train\]'"):
         load(str(tmp_path), count=1, seed=0)
     assert load(questions.SUITE, count=1, seed=0).asked

@@ -60,7 +60,8 @@ def test_what_makes_no_difference_is_ignored() -> None:
     """
     check_extra(request(metadata={"a": "b"}, store=True, service_tier="auto", audio=None))
     check_extra(request(response_format={"type": "text"}, tool_choice="auto", best_of=1))
-    for name, value in {"echo": 0, "best_of": True, "functions": [], "min_p": 0.1}.items():
+    check_extra(request(parallel_tool_calls=False))
+    for name, value in {"echo": 0, "best_of": True, "functions": [], "best_p": 0.1}.items():
         with pytest.raises(ApiError, match=f"^{name} is not supported"):
             check_extra(request(**{name: value}))
 

@@ -62,7 +62,15 @@ def image(url: str) -> dict[str, Any]:
 REFUSED = {
     "not supported": ({"response_format": {"type": "json_object"}}, "response_format"),
     "required tool": ({"tool_choice": "required"}, "tool_choice"),
-    "unknown": ({"repetition_penalty": 1.2}, "repetition_penalty"),
+    "unknown": ({"length_penalty": 1.2}, "length_penalty"),
+    "one call at a time": (
+        {
+            "parallel_tool_calls": False,
+            "tools": [{"type": "function", "function": {"name": "a"}}],
+        },
+        "parallel_tool_calls",
+    ),
+    "too many stops": ({"stop": ["a"] * 17}, "stop"),
     "out of range": ({"temperature": 3}, "temperature"),
     "wrong type": ({"messages": "hello"}, "messages"),
     "no messages": ({"messages": []}, "messages"),
@@ -100,6 +108,14 @@ REFUSED = {
         "tools.0.function.foo",
     ),
     "unknown of ours": ({"specdec": {"foo": 1}}, "specdec.foo"),
+    "unknown of a stream": (
+        {"stream": True, "stream_options": {"foo": 1}},
+        "stream_options.foo",
+    ),
+    "usage all the time": (
+        {"stream": True, "stream_options": {"continuous_usage_stats": True}},
+        "stream_options.continuous_usage_stats",
+    ),
     "an image in a text part": (
         message(content=[{"type": "text", "text": "a", "image_url": {"url": "data:,"}}]),
         "messages.0.content.0.image_url",
@@ -122,6 +138,58 @@ def test_what_cannot_be_done_is_refused_by_name(
     assert error.keys() == {"message", "type", "param", "code"}
     assert error["type"] == "invalid_request_error"
     assert error["param"] == param
+
+
+@pytest.mark.parametrize(
+    ("fields", "said"),
+    [
+        ({"stop": ["a"] * 17}, "stop: List should have at most 16 items"),
+        (message(content="\ud800"), "the text has half a character"),
+        (image("/etc/passwd"), "this is no URL and is not read"),
+    ],
+)
+def test_what_is_wrong_is_told_in_words_of_a_client(
+    client: httpx.Client, fields: dict[str, Any], said: str
+) -> None:
+    """Of several types the wrong one was told of, or a library told of its own."""
+    headers = {"Content-Type": "application/json"}
+    response = client.post(CHAT, content=json.dumps(hello(**fields)), headers=headers)
+    assert said in response.json()["error"]["message"]
+
+
+def test_who_looks_for_the_head_only_finds_it(client: httpx.Client) -> None:
+    """Probes of load balancers ask like that, and were told that the method is not there."""
+    for path in ("/health", "/ready"):
+        response = client.head(path)
+        assert (response.status_code, response.content) == (200, b"")
+
+
+def test_answers_end_and_are_chosen_as_asked(demo: Demo, client: httpx.Client) -> None:
+    """Would catch fields of vLLM's that are taken and dropped."""
+    ends = demo.model.generation_config.eos_token_id
+    tokens = [ends] if isinstance(ends, int) else ends
+    ending = {"logit_bias": dict.fromkeys(map(str, tokens), 100), "max_tokens": 9}
+
+    def ask(**fields: Any) -> Any:
+        body = {"model": "demo", "prompt": "Read row 1", "temperature": 0, "max_tokens": 24}
+        return client.post("/v1/completions", json=body | fields).json()
+
+    lengths = [
+        ask(**ending, **each)["usage"]["completion_tokens"]
+        for each in ({}, {"min_tokens": 5}, {"min_tokens": 99}, {"ignore_eos": True})
+    ]
+    assert lengths == [1, 6, 9, 9]
+    greedy, other, penalised, sampled = (
+        ask(**each)["choices"][0]["text"]
+        for each in (
+            {},
+            {"temperature": 1.5, "seed": 1},
+            {"repetition_penalty": 2},
+            {"temperature": 1.5, "seed": 1, "min_p": 1},
+        )
+    )
+    assert greedy == sampled
+    assert greedy not in (other, penalised)
 
 
 BODIES = {
@@ -198,16 +266,46 @@ def test_what_is_too_large_is_not_read(server: Running, client: httpx.Client) ->
 
 
 def test_a_full_queue_says_when_to_come_again(
-    client: httpx.Client, endless: dict[str, Any]
+    server: Running, client: httpx.Client, endless: dict[str, Any]
 ) -> None:
-    """Would catch a queue without end, and answers of a refused request that run on: of three, the
-    last finds the queue full, and the first two are cancelled.
+    """Would catch a queue without end, and answers of a refused request that run on: of two, the
+    last finds the queue full, and the first is cancelled.
     """
-    response = client.post(CHAT, json=endless | {"n": 3})
-    assert response.status_code == 429
-    assert response.json()["error"]["code"] == "queue_full"
-    assert int(response.headers["Retry-After"]) >= 1
+    with _post(server, endless):
+        until(lambda: server.engine.stats.running == 1)
+        response = client.post(CHAT, json=endless | {"n": 2})
+        assert response.status_code == 429
+        assert response.json()["error"]["code"] == "queue_full"
+        assert int(response.headers["Retry-After"]) >= 1
+        until(lambda: server.engine.stats.waiting == 0)
     until(lambda: client.post(CHAT, json=hello(n=2)).status_code == 200)
+
+
+def test_more_than_ever_fits_is_not_put_off(client: httpx.Client) -> None:
+    """A 429 has clients try again and again what cannot succeed."""
+    response = client.post(CHAT, json=hello(n=3))
+    assert response.status_code == 400
+    assert "3 answers in one request; this server has 2 at most" in response.text
+
+
+def test_null_is_as_good_as_nothing(client: httpx.Client) -> None:
+    """OpenAI's schema has it, and clients send what they were not told."""
+    assert client.post(CHAT, json=hello(stream=None, priority=None)).status_code == 200
+    with_usage = hello(stream=True, stream_options={"include_usage": None})
+    assert client.post(CHAT, json=with_usage).status_code == 200
+
+
+@pytest.mark.parametrize("count", [0, 1])
+def test_completions_tell_how_likely_the_sampled_token_was(
+    client: httpx.Client, count: int
+) -> None:
+    """Only the most probable ones were told, and with 0 nothing but nulls."""
+    body = {"model": "demo", "prompt": "Read row 1", "max_tokens": 8, "temperature": 2, "seed": 1}
+    response = client.post("/v1/completions", json=body | {"logprobs": count})
+    told = response.json()["choices"][0]["logprobs"]
+    each = zip(told["tokens"], told["token_logprobs"], told["top_logprobs"], strict=True)
+    assert all(best[token] == logprob for token, logprob, best in each)
+    assert all(1 <= len(best) <= count + 1 for best in told["top_logprobs"])
 
 
 @pytest.mark.parametrize("stream", [False, True])

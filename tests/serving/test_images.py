@@ -62,8 +62,8 @@ def test_pixels_are_upright_and_of_the_first_frame() -> None:
 @pytest.mark.parametrize(
     ("url", "pattern"),
     [
-        ("", "what is no URL"),
-        ("/etc/passwd", "what is no URL"),
+        ("", "this is no URL"),
+        ("/etc/passwd", "this is no URL and is not read: allowed are"),
         ("file:///etc/passwd", r"file://.* allowed are data: URLs in base64 only"),
         ("FTP://images.example/x", "allowed are data"),
         ("http://169.254.169.254/latest/meta-data?k=hush", r"http://169.254.169.254/… is not read"),
@@ -208,3 +208,26 @@ def test_limits_that_are_none(limits: dict[str, object]) -> None:
     """A pattern among the hosts would never match, and nobody would know why."""
     with pytest.raises(ValueError, match=r"above zero|is no host"):
         ImageLimits(**limits)  # type: ignore[arg-type] # as an operator may write them
+
+
+@pytest.mark.parametrize(
+    "host",
+    [
+        "127.0.0.1:18150",
+        "localhost",
+        "LOCALHOST:80",
+        "a.localhost",
+        "[::1]:80",
+        "10.0.0.7",
+        "[fe80::1]",
+    ],
+)
+def test_hosts_that_are_never_asked(host: str) -> None:
+    """The server started, and every request that named it was refused."""
+    with pytest.raises(ValueError, match="no public address"):
+        ImageLimits(allowed_hosts=frozenset([host]))
+
+
+def test_public_addresses_may_be_named() -> None:
+    hosts = frozenset(["images.example", "9.9.9.9:8443", "[2620:fe::fe]", "localhost.example"])
+    assert ImageLimits(allowed_hosts=hosts).allowed_hosts == hosts

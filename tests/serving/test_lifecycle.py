@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import shutil
 import signal
 import subprocess
@@ -64,8 +65,11 @@ def test_a_signal_lets_answers_end(demo: Demo) -> None:
     assert "Traceback" not in log
 
 
-def test_what_takes_too_long_is_cut_off(demo: Demo) -> None:
-    """Would catch a server that never ends, and a reader who is not told why the stream does."""
+def test_what_takes_too_long_is_cut_off(demo: Demo, caplog: pytest.LogCaptureFixture) -> None:
+    """Would catch a server that never ends, a reader who is not told why the stream does, and a log
+    that has it as answered like others.
+    """
+    caplog.set_level(logging.INFO, "specdec.serving")
     with running(demo, drain_seconds=0.0) as there:
         with httpx.stream(
             "POST", there.url + CHAT, json=endless(demo, 900), timeout=PATIENCE
@@ -74,8 +78,11 @@ def test_what_takes_too_long_is_cut_off(demo: Demo) -> None:
             next(lines)
             there.server.stop()
             *_, last, done = [line for line in lines if line]
-        assert json.loads(last.removeprefix("data: "))["error"]["code"] == "draining"
+        error = json.loads(last.removeprefix("data: "))["error"]
+        assert error["code"] == "draining"
+        assert "the answer was cut off" in error["message"]
         assert done == "data: [DONE]"
+    assert [line for line in caplog.messages if line.endswith(" cut_off=draining")]
 
 
 def test_a_second_signal_cuts_off_what_runs(demo: Demo) -> None:

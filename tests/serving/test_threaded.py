@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -182,6 +185,58 @@ def test_what_cannot_be_done_is_refused_at_once(
         ask(engine, given, num_beams=2)
     with pytest.raises(ValueError, match="inputs_embeds"):
         ask(engine, {"inputs_embeds": torch.zeros(1, 3, families.TEXT["hidden_size"])})
+
+
+@pytest.mark.parametrize(
+    "option",
+    [
+        *({"priority": each} for each in (None, "x", 0.5)),
+        *({"timeout": each} for each in (-1, 0, "x", float("nan"))),
+        *({"top_logprobs": each} for each in (-1, "x", 1.5, 1 << 20)),
+    ],
+    ids=str,
+)
+def test_options_that_mean_nothing_are_refused(
+    engine: specdec.ThreadedEngine,
+    asked: list[tuple[dict[str, Any], list[int]]],
+    option: dict[str, Any],
+) -> None:
+    """Time below zero gave an answer of no tokens, others failed where nobody knew why."""
+    ((name, value),) = option.items()
+    with pytest.raises(ValueError, match=f"^{name}={value!r}: expected"):
+        ask(engine, asked[0][0], **option)
+
+
+def test_memory_that_holds_no_request_is_refused(model: PreTrainedModel) -> None:
+    """The engine started, and every request failed."""
+    with pytest.raises(ValueError, match=r"kv_cache_bytes=10: .* bytes a page"):
+        specdec.ThreadedEngine(model, kv_cache_bytes=10)
+
+
+_LEFT_RUNNING = """
+import specdec
+from support import families
+
+model, inputs, layouts, _ = families.build("llava")
+engine = specdec.ThreadedEngine(model)
+given = inputs(0, 5, layouts[0])
+stream = engine.submit(**given, max_new_tokens=1900, do_sample=True, eos_token_id=None)
+print(next(iter(stream)).token >= 0)
+"""
+
+
+def test_a_script_may_end_while_an_answer_runs() -> None:
+    """The process was aborted: its thread was inside of torch when Python was gone."""
+    env = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    ran = subprocess.run(
+        [sys.executable, "-c", _LEFT_RUNNING],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+        env=env,
+    )
+    assert (ran.returncode, ran.stdout) == (0, "True\n"), ran.stderr
 
 
 def test_a_prompt_of_padding_is_refused(engine: specdec.ThreadedEngine) -> None:
