@@ -126,9 +126,15 @@ def serve(
     check_origins(cors_origin or ())
     if kv_cache_gib is not None and kv_cache_gib <= 0:
         raise UserError("--kv-cache-gib: expected more than 0")
-    if not api_key and not _is_own(host):
+    keys = tuple(api_key or ())
+    if not all(key.strip() for key in keys):
+        raise UserError("--api-key: an empty key keeps nobody out")
+    if not keys and _KEYS in os.environ:
+        raise UserError(f"{_KEYS} is set and holds no key, which would let everybody in; unset it")
+    if not keys and not _is_own(host):
         note(f"warning: {host} may be reached by others, and there is no --api-key")
     check_acceptance(acceptance)
+    parse_tree(tree)  # refuses here what a replica would
     if not ray:  # before seconds go into imports
         if model != DEMO:
             stored_config(Path(model))
@@ -137,11 +143,6 @@ def serve(
     from specdec.serving.images import ImageLimits, ImageReader
     from specdec.serving.settings import Settings
 
-    keys = tuple(api_key or ())
-    if not all(key.strip() for key in keys):
-        raise UserError("--api-key: an empty key keeps nobody out")
-    if not keys and _KEYS in os.environ:
-        raise UserError(f"{_KEYS} is set and holds no key, which would let everybody in; unset it")
     settings = Settings(
         model=name or (model if model == DEMO else Path(model).resolve().name),
         api_keys=keys,
@@ -155,7 +156,6 @@ def serve(
         # A page of a stranger's may have its own name lead here; that name is in the Host header.
         allowed_hosts=(*_OWN_NAMES, host) if not keys and _is_own(host) else ("*",),
     )
-    parse_tree(tree)  # refuses here what a replica would
     engine = {
         "tree": tree,
         "acceptance": acceptance,
