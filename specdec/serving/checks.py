@@ -7,18 +7,16 @@ from numbers import Integral, Real
 from specdec.verifiers import TransformersVerifier
 
 
-def check_options(priority: object, timeout: object, top_logprobs: object, size: int) -> None:
+def check_options(timeout: object, top_logprobs: object, size: int) -> None:
     """Refuse options of a request that mean nothing.
 
     Args:
-        priority, timeout, top_logprobs: as for :meth:`ThreadedEngine.submit`.
+        timeout, top_logprobs: as for :meth:`ThreadedEngine.submit`.
         size: tokens that the model has.
 
     Raises:
         ValueError: one of them is of another type, or out of range.
     """
-    if not isinstance(priority, Integral):
-        raise ValueError(f"priority={priority!r}: expected a whole number")
     # Not a number is above nothing.
     if timeout is not None and not (isinstance(timeout, Real) and float(timeout) > 0):
         raise ValueError(f"timeout={timeout!r}: expected seconds above 0, or None for no end")

@@ -115,8 +115,9 @@ class Guard:
         if "*" not in allowed and _host(headers.get("host", "")) not in allowed:
             return ApiError(400, "this server does not go by that Host", code="invalid_host")
         # Within another application, which may have it under a path, its own begins behind that.
-        path = scope["path"].removeprefix(scope.get("root_path", ""))
-        guarded = path.startswith(_GUARDED)
+        root = scope.get("root_path", "").rstrip("/")
+        paths = [f"{before}{each}" for before in {"", root} for each in _GUARDED]
+        guarded = scope["path"].startswith(tuple(paths))
         if guarded and self._keys and not self._known(headers.get("authorization", "")):
             return ApiError(
                 401,

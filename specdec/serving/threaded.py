@@ -125,7 +125,7 @@ class ThreadedEngine:
     ) -> _Stream:
         """As :meth:`submit`, for a reader of another kind: ``listener(request, cancel)``."""
         self.check_open()
-        check_options(priority, timeout, top_logprobs, self.verifier.spec.vocab_size)
+        check_options(timeout, top_logprobs, self.verifier.spec.vocab_size)
         rule = rule_of(self.model, self.acceptance if acceptance is None else acceptance, kwargs)
         check_gives(self.verifier, rule)
         with self._preparing:
@@ -250,6 +250,7 @@ class ThreadedEngine:
         try:
             return self._engine.step() if self._engine.has_work else []
         except Exception as error:  # a bug of ours: who was there fails, who comes is served
+            _LOG.error("a step failed, and all requests with it: %s", described(error))
             self._engine.abort(error)
             return []
 
