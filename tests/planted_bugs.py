@@ -1654,7 +1654,7 @@ BUGS = (
         "specdec/serving/guard.py",
         'and not _is_json(headers.get("content-type", ""))',
         "and False",
-        "tests/serving/test_http.py",
+        "tests/serving/test_guard.py",
     ),
     # The playground.
     Bug(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ipaddress
 import logging
+import os
 from functools import partial
 from importlib import import_module
 from pathlib import Path
@@ -48,6 +49,7 @@ if TYPE_CHECKING:
     from specdec.serving.images import ImageLimits, ImageReader
     from specdec.serving.settings import Settings
 
+_KEYS = "SPECDEC_API_KEY"
 _OWN_NAMES = ("localhost", "127.0.0.1", "[::1]")
 
 
@@ -68,7 +70,7 @@ def serve(
     api_key: Annotated[
         list[str] | None,
         typer.Option(
-            envvar="SPECDEC_API_KEY",
+            envvar=_KEYS,
             help="Key that requests must show; may be given several times.",
             show_default=False,
         ),
@@ -124,7 +126,12 @@ def serve(
     check_origins(cors_origin or ())
     if kv_cache_gib is not None and kv_cache_gib <= 0:
         raise UserError("--kv-cache-gib: expected more than 0")
-    if not api_key and not _is_own(host):
+    keys = tuple(api_key or ())
+    if not all(key.strip() for key in keys):
+        raise UserError("--api-key: an empty key keeps nobody out")
+    if not keys and _KEYS in os.environ:
+        raise UserError(f"{_KEYS} is set and holds no key, which would let everybody in; unset it")
+    if not keys and not _is_own(host):
         note(f"warning: {host} may be reached by others, and there is no --api-key")
     check_acceptance(acceptance)
     if not ray:  # before seconds go into imports
@@ -135,9 +142,6 @@ def serve(
     from specdec.serving.images import ImageLimits, ImageReader
     from specdec.serving.settings import Settings
 
-    keys = tuple(api_key or ())
-    if "" in keys:
-        raise UserError("--api-key: an empty key keeps nobody out")
     settings = Settings(
         model=name or (model if model == DEMO else Path(model).resolve().name),
         api_keys=keys,

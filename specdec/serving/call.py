@@ -78,7 +78,7 @@ class Call(ABC):
         """
         service = self.service
         try:
-            answers = await unless_gone(request, self._submit())
+            answers = await unless_gone(request, self._submit(), Answers.cancel)
             request.scope[USAGE] = answers.usage
             if self.body.stream:
                 seconds = service.settings.request_seconds + _READING_SECONDS

@@ -13,13 +13,15 @@ import ipaddress
 import socket
 import ssl
 from collections.abc import Awaitable, Callable, Collection, Iterable
-from functools import cached_property
+from concurrent.futures import ThreadPoolExecutor
+from functools import cached_property, partial
 from urllib.parse import SplitResult, urlsplit
 
 import httpcore
 
 Resolver = Callable[[str, int], Awaitable[list[str]]]
 _PORTS = {"http": 80, "https": 443}
+_LOOKUPS = 4  # names that are looked up at once
 _FAILURES = (
     OSError,
     UnicodeError,  # of a name that cannot be looked up
@@ -83,7 +85,9 @@ class Fetcher:
         self.hosts = frozenset(host.lower() for host in hosts)
         self.max_bytes = max_bytes
         self.timeout = timeout
-        self._backend = _Pinned(resolve or _system, backend or httpcore.AnyIOBackend())
+        # Of its own: a name server that does not answer keeps threads that nobody else waits for.
+        self._lookups = ThreadPoolExecutor(_LOOKUPS, "specdec-lookups")
+        self._backend = _Pinned(resolve or self._look_up, backend or httpcore.AnyIOBackend())
 
     async def fetch(self, url: str) -> bytes:
         """The body of the response to one GET.
@@ -151,6 +155,11 @@ class Fetcher:
         if size > self.max_bytes:
             raise NotFetched(f"has more than {self.max_bytes} bytes, the limit")
 
+    async def _look_up(self, host: str, port: int) -> list[str]:
+        look_up = partial(socket.getaddrinfo, host, port, type=socket.SOCK_STREAM)
+        found = await asyncio.get_running_loop().run_in_executor(self._lookups, look_up)
+        return list(dict.fromkeys(str(address[0]) for *_, address in found))
+
     @cached_property
     def _tls(self) -> ssl.SSLContext:
         return ssl.create_default_context()
@@ -189,8 +198,3 @@ def _promised(headers: Iterable[tuple[bytes, bytes]]) -> int:
     """The body's size as the response gives it; 0 if it does not. httpcore holds it to that."""
     lengths = [value for name, value in headers if name.lower() == b"content-length"]
     return max((int(each) for each in lengths if each.isdigit()), default=0)
-
-
-async def _system(host: str, port: int) -> list[str]:
-    found = await asyncio.get_running_loop().getaddrinfo(host, port, type=socket.SOCK_STREAM)
-    return list(dict.fromkeys(str(address[0]) for *_, address in found))

@@ -104,7 +104,9 @@ class Guard:
         allowed = self._settings.allowed_hosts
         if "*" not in allowed and _host(headers.get("host", "")) not in allowed:
             return ApiError(400, "this server does not go by that Host", code="invalid_host")
-        guarded = scope["path"].startswith(_GUARDED)
+        # Within another application, which may have it under a path, its own begins behind that.
+        path = scope["path"].removeprefix(scope.get("root_path", ""))
+        guarded = path.startswith(_GUARDED)
         if guarded and self._keys and not self._known(headers.get("authorization", "")):
             return ApiError(
                 401,

@@ -8,8 +8,6 @@ from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
 from pydantic import BaseModel, ConfigDict
 
-from specdec.serving.schema import ToolCall
-
 # Any, below: what OpenAPI's own format holds.
 
 
@@ -170,7 +168,6 @@ class Said(_Reply):
     role: Literal["assistant"]
     content: str
     refusal: None
-    tool_calls: list[ToolCall] | None = None
 
 
 class ChatChoice(_Choice):

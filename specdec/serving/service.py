@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
@@ -133,8 +133,13 @@ class Service:
         return Order(inputs, body.n or 1, body.seed, stops(body), options)
 
 
-async def unless_gone(request: Request, work: Coroutine[Any, Any, _T]) -> _T:
+async def unless_gone(
+    request: Request, work: Coroutine[Any, Any, _T], drop: Callable[[_T], None] | None = None
+) -> _T:
     """The result of `work`, which is cancelled when the client hangs up.
+
+    Args:
+        drop: called with a result that is there and that nobody takes any more.
 
     Raises:
         ClientGone: it did.
@@ -146,6 +151,11 @@ async def unless_gone(request: Request, work: Coroutine[Any, Any, _T]) -> _T:
         if not working.done():
             raise ClientGone
         return working.result()
+    except asyncio.CancelledError:
+        ended = working.done() and not working.cancelled() and working.exception() is None
+        if ended and drop is not None:
+            drop(working.result())
+        raise
     finally:
         working.cancel()
         watching.cancel()

@@ -81,3 +81,13 @@ def test_an_open_door_is_told_of(cli: Cli) -> None:
         ("--host", "0.0.0.0", "--api-key", "a"),
     ):
         assert "warning" not in cli("serve", *closed, "--model", "nowhere").stderr
+
+
+@pytest.mark.parametrize("keys", ["", "  "])
+def test_a_variable_without_a_key_opens_nothing(
+    cli: Cli, monkeypatch: pytest.MonkeyPatch, keys: str
+) -> None:
+    """Would catch a secret that is not there, as of a container's, and a server open to all."""
+    monkeypatch.setenv("SPECDEC_API_KEY", keys)
+    expect_error(cli("serve", "--model", "nowhere"), "SPECDEC_API_KEY is set and holds no key")
+    expect_error(cli("serve", "--model", "nowhere", "--api-key", "a"), "nowhere does not exist")

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import socket
 import ssl
+import threading
 from collections.abc import Awaitable, Callable, Iterable
 from io import BytesIO
 
@@ -338,3 +340,32 @@ def test_certificate_is_that_of_the_name() -> None:
     assert name == HOST
     assert context.check_hostname
     assert context.verify_mode is ssl.CERT_REQUIRED
+
+
+def test_a_slow_name_server_holds_up_who_names_its_hosts_only(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Would catch look-ups in the threads that requests are submitted in: a time limit leaves the
+    thread where it is, and soon there are none.
+    """
+    answering = threading.Event()
+
+    def hangs(*_: object, **__: object) -> list[object]:
+        answering.wait(30)
+        return []
+
+    monkeypatch.setattr(socket, "getaddrinfo", hangs)
+    reader = ImageReader(ImageLimits(allowed_hosts=frozenset([HOST]), timeout=0.2))
+
+    async def run() -> None:
+        asked = [reader.read(f"https://{HOST}/{number}") for number in range(40)]
+        outcomes = await asyncio.gather(*asked, return_exceptions=True)
+        assert all("took more than 0.2 s" in str(each) for each in outcomes)
+        async with asyncio.timeout(10):
+            await asyncio.to_thread(lambda: None)
+        answering.set()
+
+    try:
+        asyncio.run(run())
+    finally:
+        answering.set()

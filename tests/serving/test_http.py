@@ -6,7 +6,6 @@ import json
 import logging
 import socket
 from collections.abc import Iterator
-from contextlib import suppress
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -264,60 +263,6 @@ def test_what_is_too_large_is_not_read(server: Running, client: httpx.Client) ->
         assert response.status_code == 413
         assert response.json()["error"]["type"] == "invalid_request_error"
     assert client.get("/health").status_code == 200
-
-
-def test_headers_are_not_read_without_end(server: Running, client: httpx.Client) -> None:
-    """Would catch a parser without a limit: headers come before any key, and stay in memory."""
-    address = urlsplit(server.url)
-    assert address.hostname is not None
-    with socket.create_connection((address.hostname, address.port), PATIENCE) as connection:
-        connection.sendall(b"GET /health HTTP/1.1\r\nHost: a\r\n")
-        line, sent = b"X-A: " + b"a" * 8000 + b"\r\n", 0
-        with suppress(ConnectionError):
-            while sent < 4 << 20:
-                connection.sendall(line)
-                sent += len(line)
-            connection.sendall(b"\r\n")
-            assert connection.recv(100).startswith(b"HTTP/1.1 400")
-    assert client.get("/health").status_code == 200
-
-
-TYPES = ("text/plain", "text/plain; a=application/json", "application/x-www-form-urlencoded", None)
-
-
-@pytest.mark.parametrize("kind", TYPES)
-def test_no_page_of_another_origin_may_ask(client: httpx.Client, kind: str | None) -> None:
-    """Would catch a request that browsers send without asking first: those of other types than
-    JSON's they let any page send.
-    """
-    headers = {} if kind is None else {"Content-Type": kind}
-    response = client.post(CHAT, content=json.dumps(hello()), headers=headers)
-    assert response.status_code == 400
-    assert response.json()["error"]["code"] == "invalid_content_type"
-    json_too = {"Content-Type": "application/json; charset=utf-8"}
-    assert client.post(CHAT, content=json.dumps(hello()), headers=json_too).status_code == 200
-
-
-def test_refusals_can_be_read_by_pages_that_may_ask(demo: Demo) -> None:
-    """Would catch a refusal that has no CORS headers: the page sees a failed connection instead of
-    what is wrong. A browser's question beforehand has no key.
-    """
-    page = "http://page.example"
-    with (
-        running(demo, api_keys=("one",), cors_origins=(page,), max_body_bytes=50) as there,
-        httpx.Client(base_url=there.url, timeout=PATIENCE, headers={"Origin": page}) as client,
-    ):
-        asks = {"Access-Control-Request-Method": "POST"}
-        answers = {
-            200: client.options(CHAT, headers=asks),
-            401: client.post(CHAT, json=hello()),
-            413: client.post(CHAT, json=hello(), headers={"Authorization": "Bearer one"}),
-        }
-        for status, response in answers.items():
-            assert response.status_code == status
-            assert response.headers["Access-Control-Allow-Origin"] == page
-        other = client.get("/health", headers={"Origin": "http://other.example"})
-        assert "Access-Control-Allow-Origin" not in other.headers
 
 
 def test_a_full_queue_says_when_to_come_again(
