@@ -230,7 +230,7 @@ def rows_of(
         ValueError: the prompt leaves no room for an answer, or ``priority`` is no number.
     """
     if not isinstance(priority, int):
-        raise ValueError(f"priority must be an int, got {priority!r}")
+        raise ValueError(f"priority={priority!r}: expected a whole number")
     length = prompt.input_ids.shape[1]
     if length >= each[0].max_length:
         raise ValueError(

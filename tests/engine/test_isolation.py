@@ -31,7 +31,7 @@ def test_what_goes_wrong_with_nobody_in_particular_is_told(
 ) -> None:
     """An error before anybody is let in, which would come again and again, nobody hearing of it."""
     engine = Engine(TransformersVerifier(model), None, limits=Limits(), isolates=True)
-    with pytest.raises(ValueError, match="priority must be an int, got None"):
+    with pytest.raises(ValueError, match="priority=None: expected"):
         submit(engine, cases[0][0], None)  # type: ignore[arg-type]  # that is the point
     submit(engine, cases[1][0])
     monkeypatch.setattr(Waiting, "first", lambda _: 1 / 0)
