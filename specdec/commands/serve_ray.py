@@ -112,7 +112,8 @@ def run_on_ray(
         from specdec.serving.ray_app import application, connect, deploy, end, lacking
     except ImportError as error:
         raise UserError(
-            f"{error.name} is not installed; --ray needs it: pip install 'specdec-lvlm[ray]'"
+            f"{error.name} is not installed; --ray needs it: in specdec's checkout, "
+            "pip install -e '.[ray]'"
         ) from error
 
     scale = _scale(options, limits)

@@ -42,7 +42,7 @@ def test_what_goes_to_replicas(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> Non
 @pytest.mark.parametrize("given", [["--ray-address", "nonsense"], []])
 def test_mistakes_are_told_in_a_line(cli: Cli, given: list[str]) -> None:
     """Catches tracebacks of Ray's: an address that is none, a port that somebody else has."""
-    pytest.importorskip("ray", reason="ray is not installed: pip install 'specdec-lvlm[ray]'")
+    pytest.importorskip("ray", reason="ray is not installed: pip install -e '.[ray]'")
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         said = "Invalid address format: nonsense" if given else f"127.0.0.1:{port}: Address already"

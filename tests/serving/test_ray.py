@@ -20,7 +20,7 @@ import pytest
 
 import specdec
 
-pytest.importorskip("ray", reason="ray is not installed: pip install 'specdec-lvlm[ray]'")
+pytest.importorskip("ray", reason="ray is not installed: pip install -e '.[ray]'")
 pytestmark = [
     # Ray leaves files and sockets of its own to the garbage collector.
     pytest.mark.filterwarnings("ignore::ResourceWarning"),
