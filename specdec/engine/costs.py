@@ -105,8 +105,8 @@ class Costs:
         return scaled
 
     def of(self, batch: int) -> Cost:
-        """What drafting costs; of the nearest batch size that was measured, if this one was not:
-        as many seconds, which are less beside a longer step.
+        """What drafting costs; by the nearest batch size that was measured, if this one was not:
+        levels take as much longer as plain steps do, and a node is less of a larger batch.
         """
         bucket = self._bucket(batch)
         if not bucket.weight:
@@ -115,10 +115,9 @@ class Costs:
             near = min(measured, key=lambda i: abs(i - index), default=None)
             if near is None:
                 fixed, node, level = _GUESS
-                return Cost(fixed, node / max(1.0, batch / _ROOMY), level)
-            there, here = self.plain(1 << near), self.plain(batch)
-            scale = there / here if there and here else 1.0
-            return Cost(*(scale * part for part in self.of(1 << near)))
+                return Cost(fixed, node / _share(batch), level)
+            known = self.of(1 << near)
+            return known._replace(node=known.node * _share(1 << near) / _share(batch))
         if bucket.cost is None:
             left = _CERTAIN + bucket.squares
             bucket.cost = Cost(
@@ -192,6 +191,11 @@ class Costs:
         if index not in self._buckets:
             self._buckets[index] = _Bucket()
         return self._buckets[index]
+
+
+def _share(batch: int) -> float:
+    """How many nodes take about as much of a step as one node of a small batch does."""
+    return max(1.0, batch / _ROOMY)
 
 
 def _index(batch: int) -> int:

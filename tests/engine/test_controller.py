@@ -294,8 +294,9 @@ def test_costs_are_those_of_whole_steps() -> None:
     for nodes, levels in [(1, 1), (8, 2), (4, 4), (16, 4), (2, 2)] * 40:
         costs.see_drafted(1, nodes, levels, 2.0 * (1.2 + 0.05 * nodes + 0.2 * levels))
     assert costs.of(1) == pytest.approx((0.2, 0.05, 0.2), rel=0.05)
-    # Nothing was drafted by four yet: as many seconds, of a step that is longer.
-    assert costs.of(4) == pytest.approx([part * 2 / 3 for part in costs.of(1)])
+    # Nothing was drafted by four yet, or more: levels grow as plain steps do, nodes weigh less.
+    assert costs.of(4) == costs.of(1)
+    assert costs.of(32) == pytest.approx((0.2, 0.05 / 8, 0.2), rel=0.05)
     assert costs.plain(4) == 3.0
     before = costs.of(1).step(4, 4)
     costs.see_drafted(1, 4, 4, 2000.0)
