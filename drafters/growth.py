@@ -1,7 +1,8 @@
 """How a drafter's model grows trees: level by level, one forward a level for the whole batch.
 
-Knows the model as a :class:`Network` only. What is done once a node is done in tensors; Python runs
-once a level and request.
+Knows the model as a :class:`Network` only. What is done over the vocabulary is done in tensors,
+once a level; the few numbers that come of it are Python's: a tensor operation takes longer than
+what is done to them.
 
 A request's *candidates* are the tokens that were looked at, numbered as they come up, the root
 first; its *frontier* are those that the next forward runs. A static shape names both beforehand, a
@@ -13,13 +14,16 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from functools import lru_cache
+from itertools import accumulate, pairwise
 from typing import NamedTuple, Protocol
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from specdec.drafters.calibration import Calibration
+from specdec.drafters.levels import Levels, levels_of
 from specdec.interfaces import DraftRequest
 from specdec.sampling import sample_children
 from specdec.tree import DraftTree, Dynamic, Shape, Siblings, Topology, topology
@@ -92,24 +96,23 @@ def grow(
     members, counts, depth = list(range(len(requests))), [1] * len(requests), 0
     while members:
         rows = [growths[member] for member in members]
-        start, nexts = 0, list[_Next | None]()
-        children = _children(logits, rows, counts, calibration)
-        for growth, drawn, count in zip(rows, children, counts, strict=True):
-            if names is not None:
-                known = names[drawn.tokens.clamp_min(0)]
-                drawn = drawn._replace(tokens=torch.where(drawn.tokens < 0, -1, known))
-            nexts.append(growth.advance(drawn, start))
-            start += count
-        alive = [(member, n) for member, n in zip(members, nexts, strict=True) if n is not None]
+        children = _children(logits, rows, counts, calibration, names)
+        starts = accumulate(counts[:-1], initial=0)
+        each = zip(members, rows, children, starts, strict=True)
+        alive = [
+            (member, part)
+            for member, growth, drawn, start in each
+            if (part := growth.advance(drawn, start)) is not None
+        ]
         depth += 1
-        members, counts = [m for m, _ in alive], [len(n.tokens) for _, n in alive]
+        members, counts = [member for member, _ in alive], [len(part.tokens) for _, part in alive]
         if alive:
             wave = Wave(
                 members,
                 counts,
-                torch.cat([n.tokens for _, n in alive]),
-                torch.cat([n.parents for _, n in alive]),
-                [n.visible for _, n in alive],
+                torch.tensor([token for _, part in alive for token in part.tokens]),
+                torch.tensor([parent for _, part in alive for parent in part.parents]),
+                [part.visible for _, part in alive],
                 depth,
             )
             logits = network.run(wave)
@@ -119,44 +122,58 @@ def grow(
 class _Next(NamedTuple):
     """The part of one request in the next wave."""
 
-    tokens: Tensor
-    parents: Tensor
+    tokens: list[int]
+    parents: list[int]
     visible: Tensor | None
 
 
 class _Drawn(NamedTuple):
-    """On the CPU. ``tokens``: int64 ``(m, k)``, -1 where there is no child. ``log_accepted``:
-    logarithms of how probably they are accepted; ``None`` where nobody asks.
+    """The children of each node of a frontier. ``tokens``: -1 where there is no child.
+    ``log_accepted``: logarithms of how probably they are accepted; ``None`` where nobody asks.
     """
 
-    tokens: Tensor
-    log_accepted: Tensor | None
+    tokens: list[list[int]]
+    log_accepted: list[list[float]] | None
 
 
 def _children(
-    logits: Tensor, rows: Sequence[_Growth], counts: Sequence[int], calibration: Calibration
-) -> Sequence[_Drawn]:
+    logits: Tensor,
+    rows: Sequence[_Growth],
+    counts: Sequence[int],
+    calibration: Calibration,
+    names: Tensor | None,
+) -> list[_Drawn]:
     """The children of every request's frontier; those that keep their distributions do so."""
     temperatures = {growth.request.temperature or 1.0 for growth in rows}
     if len(temperatures) > 1 or not all(growth.plain for growth in rows):
-        parts = logits.split(list(counts))
-        pairs = zip(rows, parts, strict=True)
-        return [growth.draw(part.float(), calibration) for growth, part in pairs]
+        parts = zip(rows, logits.split(list(counts)), strict=True)
+        return [growth.draw(part.float(), calibration, names) for growth, part in parts]
     widest = min(max(growth.widest for growth in rows), logits.shape[-1])
+    log_accepted: list[list[float]] | None = None
     if any(growth.scored for growth in rows):
         scaled = logits.float() / temperatures.pop()
         found = scaled.log_softmax(-1).topk(widest)
         log_q = found.values.cpu()
         tokens = found.indices.cpu().masked_fill_(log_q == -math.inf, -1)
-        accepted = calibration.log_accepted(log_q)  # once for all: few numbers each
-        each = zip(tokens.split(list(counts)), accepted.split(list(counts)), strict=True)
-        return [_Drawn(*pair) for pair in each]
-    if widest == 1:
+        log_accepted = calibration.log_accepted(log_q).tolist()
+    elif widest == 1:
         tokens = logits.argmax(-1, keepdim=True).cpu()
     else:
         best = logits.topk(widest)
         tokens = best.indices.masked_fill(best.values == -math.inf, -1).cpu()
-    return [_Drawn(part, None) for part in tokens.split(list(counts))]
+    named = _named(tokens, names)
+    bounds = pairwise(accumulate(counts, initial=0))
+    if log_accepted is None:
+        return [_Drawn(named[start:end], None) for start, end in bounds]
+    return [_Drawn(named[start:end], log_accepted[start:end]) for start, end in bounds]
+
+
+def _named(tokens: Tensor, names: Tensor | None) -> list[list[int]]:
+    """What the drafter's tokens ``(m, k)``, on the CPU, are called by the verifier."""
+    if names is not None:
+        tokens = torch.where(tokens < 0, -1, names[tokens.clamp_min(0)])
+    named: list[list[int]] = tokens.tolist()
+    return named
 
 
 @dataclass(slots=True, eq=False)
@@ -166,16 +183,16 @@ class _Growth:
     request: DraftRequest
     siblings: Siblings
     shape: Shape = field(init=False)
-    tokens: list[Tensor] = field(default_factory=list)  # of each level's candidates
-    parents: list[Tensor] = field(default_factory=list)  # numbers of candidates
-    scores: list[Tensor] = field(default_factory=list)
+    tokens: list[int] = field(default_factory=list)  # of the candidates behind the root
+    parents: list[int] = field(default_factory=list)  # candidates
+    scores: list[float] = field(default_factory=list)  # of dynamic shapes
     q: list[Tensor] = field(default_factory=list)  # behind each node that was run
-    ran: list[Tensor] = field(default_factory=list)  # candidates that were run, level by level
-    _frontier: Tensor = field(init=False)  # candidates whose logits come next
-    _seen: Tensor | None = None  # what the frontier sees of what was run
-    _paths: Tensor = field(init=False)  # scores of the frontier
-    _lost: Tensor | None = None  # which of the frontier there are not, if any
-    _count: int = 1
+    ran: list[int] = field(default_factory=list)  # candidates that were run, in order
+    _frontier: list[int] = field(default_factory=lambda: [0])  # candidates whose logits come next
+    _paths: list[float] = field(default_factory=lambda: [0.0])  # scores of the frontier
+    _lost: set[int] = field(default_factory=set)  # which of the frontier there are not
+    _seen: NDArray[np.bool_] | None = None  # what the frontier sees of what was run
+    _depth: int = 0  # of the frontier
 
     def __post_init__(self) -> None:
         self.shape = self.request.shape
@@ -184,13 +201,11 @@ class _Growth:
         )
         if not drawn:
             self.siblings = "deterministic"
-        self._frontier = torch.zeros(1, dtype=torch.long)
-        self._paths = torch.zeros(1)
 
     @property
     def widest(self) -> int:
         """Most children of a node."""
-        return self.shape.width if isinstance(self.shape, Dynamic) else _levels(self.shape).widest
+        return self.shape.width if isinstance(self.shape, Dynamic) else levels_of(self.shape).widest
 
     @property
     def scored(self) -> bool:
@@ -202,139 +217,111 @@ class _Growth:
         """Whether the most probable tokens are all that it needs."""
         return self.siblings == "deterministic" and not self.request.wants_q
 
-    def draw(self, logits: Tensor, calibration: Calibration) -> _Drawn:
+    def draw(self, logits: Tensor, calibration: Calibration, names: Tensor | None) -> _Drawn:
         """Children of its rows ``(m, V)``; keeps the distributions, if they are of use."""
         q = (logits / (self.request.temperature or 1.0)).softmax(-1)
         if not self.plain:  # it may yet go on among others that are
             self.q.append(q)
         children = sample_children(q, self.widest, self.siblings, self.request.generator)
+        named = _named(children.cpu(), names)
         if not self.scored:
-            return _Drawn(children.cpu(), None)
+            return _Drawn(named, None)
         log_q = q.gather(1, children.clamp_min(0)).log().cpu()
-        return _Drawn(children.cpu(), calibration.log_accepted(log_q))
+        return _Drawn(named, calibration.log_accepted(log_q).tolist())
 
     def advance(self, drawn: _Drawn, start: int) -> _Next | None:
         """Take in the children of the frontier; what to run next, ``None`` for nothing.
 
         ``start``: the frontier's first row in the logits.
         """
+        before = len(self.tokens)
         if isinstance(self.shape, Dynamic):
             chosen, slots = self._choose(drawn, self.shape)
         else:
-            chosen, slots = self._name(drawn, _levels(self.shape))
-        if not len(chosen):
+            chosen, slots = self._name(drawn, levels_of(self.shape))
+        if not chosen:
             return None
-        self._frontier = self._count + chosen
-        self._count += len(self.tokens[-1])
-        self.ran.append(self._frontier)
+        self._depth += 1
+        self._frontier = [1 + before + new for new in chosen]
         visible = None
         if self._seen is not None or len(slots) > 1:
-            seen = torch.ones(1, len(self.ran) - 1).bool() if self._seen is None else self._seen
-            visible = torch.cat([seen[slots], torch.eye(len(slots)).bool()], 1)
-            self._seen = visible
-        return _Next(self.tokens[-1][chosen].clamp_min(0), start + slots, visible)
+            seen = np.ones((1, len(self.ran)), bool) if self._seen is None else self._seen
+            self._seen = np.concatenate([seen[slots], np.eye(len(slots), dtype=bool)], 1)
+            visible = torch.from_numpy(self._seen)
+        self.ran += self._frontier
+        tokens = [max(self.tokens[before + new], 0) for new in chosen]
+        return _Next(tokens, [start + slot for slot in slots], visible)
 
-    def _name(self, drawn: _Drawn, levels: _Levels) -> tuple[Tensor, Tensor]:
+    def _name(self, drawn: _Drawn, levels: Levels) -> tuple[Sequence[int], Sequence[int]]:
         """The next level of a static shape: which of its candidates to run, and the rows of their
         parents in the frontier.
         """
-        level = levels.each[len(self.tokens)]
-        tokens = drawn.tokens
-        if self._lost is not None:
-            tokens = tokens.masked_fill(self._lost[:, None], -1)
-        named = tokens[level.slots, level.ranks]
-        self.tokens.append(named)
-        self.parents.append(self._frontier[level.slots])
-        lost = named[level.inner] < 0
-        self._lost = lost if bool(lost.any()) else None
-        return level.inner, level.slots[level.inner]
+        level, tokens = levels.each[self._depth], drawn.tokens
+        named = [
+            -1 if slot in self._lost else tokens[slot][rank]
+            for slot, rank in zip(level.slots, level.ranks, strict=True)
+        ]
+        self.tokens += named
+        self.parents += [self._frontier[slot] for slot in level.slots]
+        self._lost = {place for place, node in enumerate(level.inner) if named[node] < 0}
+        return level.inner, [level.slots[node] for node in level.inner]
 
-    def _choose(self, drawn: _Drawn, shape: Dynamic) -> tuple[Tensor, Tensor]:
+    def _choose(self, drawn: _Drawn, shape: Dynamic) -> tuple[Sequence[int], Sequence[int]]:
         """The same for a dynamic one."""
         assert drawn.log_accepted is not None
-        tokens = drawn.tokens[:, : shape.width]
-        paths = self._paths[:, None] + drawn.log_accepted[:, : shape.width]
-        scores = torch.where(tokens >= 0, paths, -math.inf).flatten()
-        self.tokens.append(tokens.flatten())
-        self.parents.append(self._frontier.repeat_interleave(tokens.shape[1]))
-        self.scores.append(scores)
-        if len(self.tokens) == shape.depth:
-            none = torch.zeros(0, dtype=torch.long)
-            return none, none
+        width = min(shape.width, len(drawn.tokens[0]))
+        scores = list[float]()
+        each = zip(self._frontier, self._paths, drawn.tokens, drawn.log_accepted, strict=True)
+        for parent, path, tokens, log_accepted in each:
+            self.tokens += tokens[:width]
+            self.parents += [parent] * width
+            pairs = zip(tokens[:width], log_accepted[:width], strict=True)
+            scores += [path + more if token >= 0 else -math.inf for token, more in pairs]
+        self.scores += scores
+        if self._depth + 1 == shape.depth:
+            return [], []
         enough = math.log(shape.least) if shape.least > 0 else -math.inf
-        if self._count - 1 + len(scores) >= shape.budget:
-            every = torch.cat(self.scores)
-            enough = max(enough, float(every.topk(shape.budget).values[-1]))
-        best = scores.topk(min(shape.width, len(scores)))
+        if len(self.scores) >= shape.budget:
+            enough = max(enough, sorted(self.scores, reverse=True)[shape.budget - 1])
+        best = sorted(range(len(scores)), key=scores.__getitem__, reverse=True)[:width]
         # A child is never more probable than its parent.
-        chosen = best.indices[best.values > enough]
-        self._paths = scores[chosen]
-        return chosen, chosen // tokens.shape[1]
+        chosen = [place for place in best if scores[place] > enough]
+        self._paths = [scores[place] for place in chosen]
+        return chosen, [place // width for place in chosen]
 
     def finish(self, names: Tensor | None) -> Grown:
         """The tree, its candidates in order; ``names``: tokens of the distributions' columns."""
-        tokens = torch.cat(self.tokens) if self.tokens else torch.zeros(0, dtype=torch.long)
-        kept = tokens >= 0
-        if isinstance(self.shape, Dynamic) and len(tokens) and self.siblings == "deterministic":
-            scores = torch.cat(self.scores)
+        kept = [place for place, token in enumerate(self.tokens) if token >= 0]
+        if isinstance(self.shape, Dynamic) and self.siblings == "deterministic":
             if self.shape.least > 0:
-                kept &= scores >= math.log(self.shape.least)
-            if int(kept.sum()) > self.shape.budget:
-                # Stable, and elders come first: no child without its parent.
-                order = scores.masked_fill(~kept, -math.inf).sort(descending=True, stable=True)
-                kept = torch.zeros_like(kept)
-                kept[order.indices[: self.shape.budget]] = True
-        number = torch.full((len(tokens) + 1,), -1)
-        number[0] = 0
-        number[1:][kept] = torch.arange(1, int(kept.sum()) + 1)
-        above = number[torch.cat(self.parents)[kept]].tolist() if len(tokens) else []
+                least = math.log(self.shape.least)
+                kept = [place for place in kept if self.scores[place] >= least]
+            # Stable, and elders come first: no child without its parent.
+            best = sorted(kept, key=self.scores.__getitem__, reverse=True)
+            kept = sorted(best[: self.shape.budget])
+        number = [0] + [-1] * len(self.tokens)
+        for new, place in enumerate(kept, start=1):
+            number[1 + place] = new
+        ran = [number[candidate] for candidate in self.ran]
         tree = DraftTree(
-            topology((-1, *above)),
-            (self.request.tokens[-1], *tokens[kept].tolist()),
-            self._distributions(number, 1 + len(above), names),
+            topology((-1, *(number[self.parents[place]] for place in kept))),
+            (self.request.tokens[-1], *(self.tokens[place] for place in kept)),
+            self._distributions([0, *ran], 1 + len(kept), names),
             self.siblings,
         )
-        return Grown(tree, number[torch.cat(self.ran)].tolist() if self.ran else [])
+        return Grown(tree, ran)
 
-    def _distributions(self, number: Tensor, nodes: int, names: Tensor | None) -> Tensor | None:
-        """What the children of each node were chosen from, ``(nodes, V)``."""
+    def _distributions(self, ran: Sequence[int], nodes: int, names: Tensor | None) -> Tensor | None:
+        """What the children of each node were chosen from, ``(nodes, V)``; ``ran``: the tree's
+        nodes that were run, -1 for those that are not part of it.
+        """
         if not self.q:
             return None
-        ran = number[torch.cat([torch.zeros(1, dtype=torch.long), *self.ran])]
         q = torch.cat(self.q)
-        there = ran >= 0
+        rows = [row for row, node in enumerate(ran) if node >= 0]
         if names is not None:
             columns = names.to(q.device).expand(len(q), -1)
             q = q.new_zeros(len(q), int(names.max()) + 1).scatter_(1, columns, q)
         found = q.new_zeros(nodes, q.shape[1])
-        found[ran[there].to(q.device)] = q[there.to(q.device)]
+        found[[ran[row] for row in rows]] = q[rows]
         return found
-
-
-class _Level(NamedTuple):
-    """Candidates of one depth of a static shape: rows of their parents in the frontier, which child
-    each is, and which of them have children.
-    """
-
-    slots: Tensor
-    ranks: Tensor
-    inner: Tensor
-
-
-class _Levels(NamedTuple):
-    each: list[_Level]
-    widest: int
-
-
-@lru_cache(maxsize=256)
-def _levels(shape: Topology) -> _Levels:
-    """A static shape by levels. Candidates are numbered level by level, as siblings come."""
-    each, frontier = list[_Level](), [0]
-    while frontier:
-        nodes = [child for node in frontier for child in shape.children[node]]
-        slots = [i for i, node in enumerate(frontier) for _ in shape.children[node]]
-        ranks = [rank for node in frontier for rank in range(len(shape.children[node]))]
-        inner = [i for i, node in enumerate(nodes) if shape.children[node]]
-        each.append(_Level(torch.tensor(slots), torch.tensor(ranks), torch.tensor(inner).long()))
-        frontier = [nodes[i] for i in inner]
-    return _Levels(each, max(map(len, shape.children)))
