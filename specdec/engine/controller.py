@@ -14,6 +14,7 @@ from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
+from specdec.engine.costs import Drafts
 from specdec.engine.measured import Measured
 from specdec.engine.planner import Fixed, Outcome, Planner
 from specdec.engine.rates import Rates
@@ -29,7 +30,8 @@ _STALE = 2.0  # observations that those of a request before a pause are worth af
 _HOPE = 1.0  # standard deviations that acceptance may be better than it looks
 _PATIENCE = 4  # steps between two choices, once acceptance is known
 _LOOK = 48  # steps: how often two are spent on trees a little shallower or deeper
-_PLAIN_EVERY = 128  # steps: where drafting pays, how often a plain one is timed
+_PLAIN_EVERY = 128  # steps: where drafting pays, how often a plain one is timed at least
+_WARM = 4  # steps after which a drafter that was not asked has to catch up
 _FEW = 0.25  # of those who draft: so many may be catching up in a step that is timed
 _TIMED = 8  # drafted steps after which their cost is known well enough for short probes
 
@@ -78,13 +80,13 @@ class Adaptive:
 
 @dataclass(slots=True)
 class _Row:
-    """A request: its own rates, what it drafts (``None``: not said yet), and whether it drafted in
-    the last step.
+    """A request: its own rates, what it drafts (``None``: not said yet), and the steps since it
+    drafted.
     """
 
     rates: Rates
     option: Option | None = None
-    warm: bool = False
+    idle: int = _WARM
 
 
 @dataclass(slots=True)
@@ -118,9 +120,11 @@ class Controller:
     _plans: dict[int, Plan] = field(default_factory=dict)  # of the step in progress
     _kind: Kind = "plain"
     _speed: float = 1.0  # promised, in tokens per plain step's time
+    _gain: float = 1.0  # that over plain decoding's
     _age: int = 0  # steps since the last choice
     _drafted: int = 0  # steps that drafted because that pays
     _since_plain: int = 0
+    _elsewhere: float = 0.0  # tokens that a plain step's time is worth beyond one for each
     _probe: _Probe | None = None
 
     @property
@@ -128,19 +132,23 @@ class Controller:
         """No shape is larger."""
         return self.measured.shapes[0]
 
-    def shapes(self, ids: Sequence[int], *, timed: bool = True) -> list[Shape]:
+    def shapes(self, ids: Sequence[int], *, load: int = 0, timed: bool = True) -> list[Shape]:
         """The shapes for the requests of the next step; of depth 0 where drafting does not pay.
 
-        Nothing is tried out in a step that is not ``timed``.
+        Where others would run, too, if only their prompts had been run, time is worth more: the
+        sooner they do, the more share the steps. Nothing is tried out in a step that is not
+        ``timed``.
         """
         with self.lock:
+            self._elsewhere = self._gain * self.measured.costs.elsewhere(len(ids), load)
             if self._rows.keys() != set(ids):
                 self._renew(ids)
             self._plans = dict(zip(ids, self._next(ids, timed), strict=True))
             if self._kind == "plain":
                 return [self.measured.nothing] * len(ids)
             cost = self.measured.cost(len(ids))
-            return [self.measured.shape(p, self._speed, cost) for p in self._plans.values()]
+            plans = self._plans.values()
+            return [self.measured.shape(p, self._speed, cost, len(ids)) for p in plans]
 
     def _renew(self, ids: Sequence[int]) -> None:
         """Requests have come or gone. Choosing for many takes time, so where some stay those who
@@ -154,12 +162,13 @@ class Controller:
                 stay[i] = _Row(self.measured.rates(), usual[0][0] if usual else None)
         self._rows = stay
 
-    def observe(self, outcomes: Sequence[Outcome], seconds: float | None) -> None:
+    def observe(self, outcomes: Sequence[Outcome], seconds: float | None, drafting: float) -> None:
         """Learn from a step."""
         with self.lock:
-            self._learn(outcomes, seconds)
+            self._learn(outcomes, seconds, drafting)
             for outcome in outcomes:
-                self._rows[outcome.id].warm = outcome.asked > 0
+                row = self._rows[outcome.id]
+                row.idle = 0 if outcome.asked else row.idle + 1
 
     def _next(self, ids: Sequence[int], timed: bool) -> list[Plan]:
         measured = self.measured
@@ -173,7 +182,7 @@ class Controller:
         if self._probe is None and self._age >= (1 if quick else _PATIENCE):
             self._choose(ids)
         if measured.drafts:
-            if timed and self._since_plain >= _PLAIN_EVERY:
+            if timed and self._since_plain >= measured.costs.plain_every(len(ids), _PLAIN_EVERY):
                 return nothing
             self._kind = "draft"
             plans = [(self._rows[i].option or NOTHING).plan for i in ids]
@@ -199,30 +208,31 @@ class Controller:
         """Plans for all requests, if others than those in force promise enough more."""
         measured, rows = self.measured, [self._rows[i] for i in ids]
         self._age = 0
-        cost, plain = measured.cost(len(ids)), float(len(ids))
+        cost, plain = measured.cost(len(ids)), len(ids) + self._elsewhere
         # What is not known to be bad may be good.
         hope = _HOPE if measured.ledger.has_room else 0.0
         deepest = max((row.option.plan.depth for row in rows if row.option is not None), default=0)
         ladders = measured.ladders([row.rates for row in rows], hope, beyond=deepest)
-        found, promised = best(ladders, cost)
+        found, promised = best(ladders, cost, self._elsewhere)
         if measured.ledger.is_overdrawn:
             found, promised = [NOTHING] * len(ids), plain
         now = [
             _now(row.option, ladder, option if measured.drafts else NOTHING)
             for row, ladder, option in zip(rows, ladders, found, strict=True)
         ]
-        reached = speed(now, cost)
+        reached = speed(now, cost, self._elsewhere)
         if reached < plain or promised > _GAIN * reached or promised == plain:
             now, reached = found, promised
         for row, option in zip(rows, now, strict=True):
             row.option = option
         self._speed = max(reached, plain)
+        self._gain = self._speed / plain
         drafts = any(option.plan.depth for option in now)
         if measured.drafts and not drafts:
             measured.ledger.stopped()
         measured.drafts = drafts
 
-    def _learn(self, outcomes: Sequence[Outcome], seconds: float | None) -> None:
+    def _learn(self, outcomes: Sequence[Outcome], seconds: float | None, drafting: float) -> None:
         measured, batch = self.measured, len(outcomes)
         measured.steps += 1
         drafted = [outcome for outcome in outcomes if outcome.asked]
@@ -237,31 +247,41 @@ class Controller:
                 self._end_probe(self._probe)  # nobody may draft
             return
         self._since_plain += 1
-        if measured.costs.plain(batch) is None:
+        plain = measured.costs.plain(batch)
+        if plain is None:
             return  # others have left the batch, and it is of a size that is new
-        nodes, levels = sum(o.nodes for o in drafted), max(o.levels for o in drafted)
+        drafts = Drafts(
+            sum(o.nodes for o in drafted),
+            sum(o.ran for o in drafted),
+            max(o.levels for o in drafted),
+        )
         # A drafter that has paused has to catch up: that is not what a draft takes.
-        cold = sum(not self._rows[o.id].warm for o in drafted)
-        extra = cold * measured.start
-        usual = measured.costs.of(batch).step(nodes, levels)
+        cold = sum(self._rows[o.id].idle >= _WARM for o in drafted)
+        extra = measured.starting(cold, batch)
+        usual = measured.costs.of(batch).step(drafts.work, drafts.levels)
         time = usual + extra
-        pays = self._kind == "draft"
         if seconds is not None:
-            time = measured.costs.relative(batch, nodes, levels, seconds, extra)
-        if seconds is not None and cold > _FEW * len(drafted):
-            measured.began(cold, time - usual, pays=pays)
-        else:
-            measured.began_as_usual(cold, pays=pays)
-            if seconds is not None:
-                warm = max(1.0 - extra / time, 0.5)
-                measured.costs.see_drafted(batch, nodes, levels, warm * seconds)
+            time = measured.costs.relative(batch, drafts, seconds, extra)
+        warm = drafting - min(extra * plain, 0.5 * drafting)
+        if cold <= _FEW * len(drafted):
+            if seconds is None:
+                measured.costs.see_drafting(batch, drafts, warm)
+            else:
+                measured.costs.see_drafted(batch, drafts, seconds - drafting + warm, warm)
+        elif seconds is not None:
+            extra = time - usual
+            measured.began(cold, batch, extra)
         for outcome in drafted:
             asked = min(outcome.asked, outcome.accepted) if outcome.ended else outcome.asked
             self._rows[outcome.id].rates.see(outcome.accepted, asked)
             plan = self._plans[outcome.id]
-            measured.saw(plan, asked, outcome.nodes, outcome.levels, outcome.accepted)
-        tokens = sum(o.tokens for o in outcomes) / batch
+            own = Drafts(outcome.nodes, outcome.ran, outcome.levels)
+            measured.saw(plan, asked, own, outcome.accepted)
+        # In what they are worth: one for each is a plain step's time.
+        more = sum(o.tokens for o in outcomes) - batch
+        tokens = 1.0 + more / (batch + self._elsewhere)
         if self._kind == "draft":
+            measured.paid(extra)
             measured.ledger.drafted(time, tokens)
             self._age += 1
             self._drafted += 1

@@ -44,15 +44,18 @@ class Drafting:
         self._untimed = 0 if timed else self._untimed + 1
         return timed
 
-    def trees(self, running: Sequence[Request], most: int, *, timed: bool) -> list[DraftTree]:
-        """A tree for each request, with ``most`` nodes in all where they draft anything;
-        ``timed``: the planner will be told how long the step took.
+    def trees(
+        self, running: Sequence[Request], most: int, *, load: int, timed: bool
+    ) -> list[DraftTree]:
+        """A tree for each request, with ``most`` nodes in all where they draft anything; ``load``
+        and ``timed`` as in :meth:`Planner.shapes`.
         """
         plain = [root_only(request.view.tokens[-1]) for request in running]
         if self._drafter is None or not running:
             return plain
         largest = len(self.planner.largest)
-        shapes = self.planner.shapes([request.view.id for request in running], timed=timed)
+        ids = [request.view.id for request in running]
+        shapes = self.planner.shapes(ids, load=load, timed=timed)
         nodes = max(0, most // len(running) - 1)
         for request, shape in zip(running, shapes, strict=True):
             # A tree of depth d yields up to d + 1 tokens.

@@ -171,13 +171,16 @@ class Engine:
         with self.timed("draft"):
             share = 0.75 if self._intake.prefilling else 1.0  # leave prompts a part of the step
             most = int(share * self.limits.max_step_tokens)
-            trees = self._drafting.trees(self._running, most, timed=timed)
+            load = min(len(self._running) + self._intake.coming, self.limits.max_batch)
+            trees = self._drafting.trees(self._running, most, load=load, timed=timed)
+        drafting = time.perf_counter() - began
         left = self.limits.max_step_tokens - sum(map(len, trees))
         pieces = [] if timed else self._intake.pieces(left)
         targets, begun = self._advance(list(zip(self._running, trees, strict=True)), pieces)
         if targets:
             seconds = time.perf_counter() - began if timed else None
-            self._drafting.planner.observe([outcome_of(target) for target in targets], seconds)
+            outcomes = [outcome_of(target) for target in targets]
+            self._drafting.planner.observe(outcomes, seconds, drafting)
         return _emissions([*targets, *self._start(begun)])
 
     def close(self) -> None:

@@ -79,6 +79,11 @@ class Intake:
             self.waiting.take(rows)
         return None
 
+    @property
+    def coming(self) -> int:
+        """Requests that would run if their prompts had been."""
+        return len(self.prefilling) + (0 if self.full else len(list(self.waiting)))
+
     def pieces(self, most: int) -> list[tuple[Request, Piece]]:
         """What to run next of prompts that were begun, ``most`` tokens in all."""
         pieces = []

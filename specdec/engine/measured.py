@@ -10,7 +10,8 @@ import math
 from collections.abc import Sequence
 from dataclasses import replace
 
-from specdec.engine.costs import Cost, Costs
+from specdec.engine.costs import Cost, Costs, Drafts
+from specdec.engine.planner import ran_for
 from specdec.engine.rates import Rates, Size
 from specdec.engine.worth import NOTHING, PLAIN, Option, Plan
 from specdec.tree import Dynamic, Shape, Topology, chain
@@ -112,11 +113,14 @@ class Measured:
             for index, shape in enumerate(self.shapes)
         }
         self._leaving: dict[tuple[Plan, int], Shape] = {}
-        self._sizes = {plan: Size(_most(shape), plan.depth) for plan, shape in self._cut.items()}
+        self._sizes = {
+            plan: Size(_most(shape, plan.depth).work, plan.depth)
+            for plan, shape in self._cut.items()
+        }
         self.nothing = self._cut[PLAIN] = largest.truncate(0)
         self._first = 0.0  # what first drafts took beyond others
         self._starts = 0  # how many those were
-        self.start = 0.0  # what one takes, in plain steps: a running mean
+        self._start = 0.0  # seconds of one beyond another draft's: a running mean
         self._drafts = 0.0  # how many steps drafted, because that pays
 
     @property
@@ -158,18 +162,19 @@ class Measured:
         plans = [plan for plan in self._sizes if plan.depth <= limit]
         return [self._ladder(request, priors, plans) for request in requests]
 
-    def shape(self, plan: Plan, speed: float, cost: Cost) -> Shape:
+    def shape(self, plan: Plan, speed: float, cost: Cost, batch: int) -> Shape:
         """The shape to ask for. A dynamic one leaves out nodes that are not worth their time: those
         whose probability is below what the time of a node yields elsewhere.
 
         Args:
             speed: tokens per plain step's time.
             cost: of a step.
+            batch: requests that share a level.
         """
         shape = self._cut[plan]
         if isinstance(shape, Topology) or not plan.depth:
             return shape
-        least = speed * (cost.node + (cost.level if shape.is_chain else 0.0))
+        least = speed * (cost.node + (cost.level / batch if shape.is_chain else 0.0))
         if least < 0.01:
             return shape
         key = plan, round(2 * math.log2(least))
@@ -177,12 +182,12 @@ class Measured:
             self._leaving[key] = replace(shape, least=min(0.5, 2 ** (key[1] / 2)))
         return self._leaving[key]
 
-    def saw(self, plan: Plan, asked: int, nodes: int, levels: int, accepted: int) -> None:
+    def saw(self, plan: Plan, asked: int, drafts: Drafts, accepted: int) -> None:
         """Take in a request's tree: ``asked`` levels, less where the answer ended earlier."""
         self._shared.see(accepted, asked)
         self._rates[plan.shape].see(accepted, asked)
         if asked >= plan.depth:
-            self._sizes[plan].see(nodes, levels)
+            self._sizes[plan].see(drafts.work, drafts.levels)
 
     def age(self, plans: set[Plan]) -> None:
         """A step has gone by in which these plans were measured, and others were not."""
@@ -202,20 +207,24 @@ class Measured:
         self.ledger.plain()
         self._first *= 0.995
 
-    def began(self, cold: int, extra: float, pays: bool) -> None:
-        """Take in what a step took longer because ``cold`` requests drafted in it for the first
-        time; whether they did because that pays.
+    def starting(self, cold: int, batch: int) -> float:
+        """What it takes that so many requests of a batch draft for the first time. It takes as many
+        seconds beside others as alone, which are fewer of the plain steps of a larger batch.
         """
-        extra = max(0.0, extra)
-        self._starts += 1
-        self.start += max(0.2, 1 / self._starts) * (extra / cold - self.start)
-        if pays:
-            self._first += extra
+        plain = self.costs.plain(batch)
+        return cold * self._start / plain if plain else 0.0
 
-    def began_as_usual(self, cold: int, pays: bool) -> None:
-        """The same where what they took cannot be told from the rest of the step."""
-        if pays:
-            self._first += cold * self.start
+    def began(self, cold: int, batch: int, extra: float) -> None:
+        """Take in what a step took longer because ``cold`` requests drafted in it for the first
+        time.
+        """
+        seconds = max(0.0, extra) * (self.costs.plain(batch) or 0.0)
+        self._starts += 1
+        self._start += max(0.2, 1 / self._starts) * (seconds / cold - self._start)
+
+    def paid(self, extra: float) -> None:
+        """Count what first drafts took that were made because that pays."""
+        self._first += max(0.0, extra)
 
     def went_on(self) -> None:
         """Count a step that drafted, because that pays."""
@@ -235,7 +244,7 @@ class Measured:
         options = [NOTHING]
         for plan in plans:
             size = self._sizes[plan]
-            options.append(Option(plan, expected[plan.shape][plan.depth], size.nodes, size.levels))
+            options.append(Option(plan, expected[plan.shape][plan.depth], size.work, size.levels))
         return options
 
 
@@ -245,12 +254,16 @@ def _shapes(largest: Shape) -> tuple[Shape, ...]:
         return (largest,) if largest.is_chain else (largest, chain(largest.depth))
     if largest.is_chain:
         return (largest,)
-    budgets = sorted({largest.budget, largest.budget // 2, largest.budget // 4} - {0})
-    return tuple(replace(largest, budget=budget) for budget in reversed(budgets)) or (largest,)
+    # A chain is all that pays where many share a step, or the drafter is dear.
+    budgets = dict.fromkeys((largest.budget, largest.budget // 2))
+    wide = tuple(replace(largest, budget=budget) for budget in budgets if budget)
+    narrow = min(largest.budget, largest.depth)
+    return *wide, Dynamic(narrow, narrow, 1, largest.least)
 
 
-def _most(shape: Shape) -> int:
-    """Most nodes of a tree, the root excluded."""
-    if not isinstance(shape, Dynamic):
-        return len(shape) - 1
-    return min(shape.budget, shape.width * (1 + shape.width * (shape.depth - 1)))
+def _most(shape: Shape, depth: int) -> Drafts:
+    """The largest tree."""
+    nodes = len(shape) - 1
+    if isinstance(shape, Dynamic):
+        nodes = min(shape.budget, shape.width * (1 + shape.width * (shape.depth - 1)))
+    return Drafts(nodes, ran_for(shape, depth), depth)

@@ -23,6 +23,7 @@ class Outcome(NamedTuple):
         accepted: draft tokens that were handed out.
         tokens: all that were handed out.
         ended: the answer is complete; what lay behind its end was not judged.
+        ran: nodes that the drafter ran for it, at most.
     """
 
     id: int
@@ -32,6 +33,7 @@ class Outcome(NamedTuple):
     accepted: int
     tokens: int
     ended: bool
+    ran: int = 0
 
 
 def outcome_of(target: Target) -> Outcome:
@@ -44,7 +46,17 @@ def outcome_of(target: Target) -> Outcome:
         accepted=sum(emission.drafted for emission in target.emissions),
         tokens=len(target.emissions),
         ended=target.request.finished,
+        ran=ran_for(target.request.view.shape, target.tree.topology.depth),
     )
+
+
+def ran_for(shape: Shape, levels: int) -> int:
+    """How many nodes a drafter runs for a tree of this shape that turns out so deep, at most: those
+    that it looks behind, but the root.
+    """
+    if isinstance(shape, Dynamic):
+        return shape.width * max(0, levels - 1)
+    return sum(1 for level in shape.levels[1:levels] for node in level if shape.children[node])
 
 
 class Planner(Protocol):
@@ -58,11 +70,23 @@ class Planner(Protocol):
     def learns(self) -> bool:
         """Whether it wants to know how long steps take."""
 
-    def shapes(self, ids: Sequence[int], *, timed: bool = True) -> list[Shape]:
-        """The shapes for the requests of the next step; ``timed``: its seconds will be told."""
+    def shapes(self, ids: Sequence[int], *, load: int = 0, timed: bool = True) -> list[Shape]:
+        """The shapes for the requests of the next step.
 
-    def observe(self, outcomes: Sequence[Outcome], seconds: float | None) -> None:
-        """What became of that step, and how long it took; ``None`` if more was done in it."""
+        Args:
+            ids: of the requests.
+            load: how many would run if those whose prompts have not been run yet did, too.
+            timed: the step's seconds will be told.
+        """
+
+    def observe(self, outcomes: Sequence[Outcome], seconds: float | None, drafting: float) -> None:
+        """What became of that step.
+
+        Args:
+            outcomes: of all requests.
+            seconds: that it took; ``None`` if more was done in it.
+            drafting: seconds of these until the trees were there.
+        """
 
 
 class Fixed:
@@ -73,11 +97,11 @@ class Fixed:
 
     learns = False
 
-    def shapes(self, ids: Sequence[int], *, timed: bool = True) -> list[Shape]:
+    def shapes(self, ids: Sequence[int], *, load: int = 0, timed: bool = True) -> list[Shape]:
         """The shape, for every request."""
         return [self.largest] * len(ids)
 
-    def observe(self, outcomes: Sequence[Outcome], seconds: float | None) -> None:
+    def observe(self, outcomes: Sequence[Outcome], seconds: float | None, drafting: float) -> None:
         """Nothing follows from it."""
 
 

@@ -65,16 +65,16 @@ class Size:
     """Running means of how large the trees of a shape turn out.
 
     Args:
-        nodes: to expect before any was seen.
+        work: to expect before any was seen.
         levels: likewise.
     """
 
-    def __init__(self, nodes: float, levels: float) -> None:
-        self.nodes, self.levels, self._seen = nodes, levels, 0
+    def __init__(self, work: float, levels: float) -> None:
+        self.work, self.levels, self._seen = work, levels, 0
 
-    def see(self, nodes: int, levels: int) -> None:
+    def see(self, work: float, levels: int) -> None:
         """Take in a tree."""
         self._seen += 1
         rate = max(0.05, 1 / self._seen)
-        self.nodes += rate * (nodes - self.nodes)
+        self.work += rate * (work - self.work)
         self.levels += rate * (levels - self.levels)

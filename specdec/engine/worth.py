@@ -24,47 +24,58 @@ PLAIN = Plan(0, 0)
 
 
 class Option(NamedTuple):
-    """A plan for a request, with the tokens, drafted nodes and levels to expect of a step."""
+    """A plan for a request, with the tokens to expect of a step, and what they take: work, as
+    :class:`Drafts` counts it, and levels.
+    """
 
     plan: Plan
     tokens: float
-    nodes: float
+    work: float
     levels: float
 
 
 NOTHING = Option(PLAIN, 1.0, 0.0, 0.0)
 
 
-def speed(options: Sequence[Option], cost: Cost) -> float:
-    """Tokens per plain step's time if every request goes by its option."""
-    tokens = sum(option.tokens for option in options)
-    if not any(option.plan.depth for option in options):
+def speed(options: Sequence[Option], cost: Cost, elsewhere: float = 0.0) -> float:
+    """Tokens per plain step's time if every request goes by its option, and in every step that time
+    would yield so many more ``elsewhere``.
+    """
+    tokens = elsewhere + sum(option.tokens for option in options)
+    drafting = [option for option in options if option.plan.depth]
+    if not drafting:
         return tokens
-    levels = max(option.levels for option in options)
-    return tokens / cost.step(sum(option.nodes for option in options), levels)
+    # Of many trees that may end early one is as deep as it may be.
+    many = len(drafting)
+    levels = max(each.plan.depth - (each.plan.depth - each.levels) / many for each in drafting)
+    return tokens / cost.step(sum(option.work for option in drafting), levels)
 
 
-def best(ladders: Sequence[Sequence[Option]], cost: Cost) -> tuple[list[Option], float]:
+def best(
+    ladders: Sequence[Sequence[Option]], cost: Cost, elsewhere: float = 0.0
+) -> tuple[list[Option], float]:
     """An option for each request, for the greatest speed.
 
-    At a speed R a node is worth R · cost.node tokens, whoever drafts it: so each request takes what
-    brings it most beyond that, under each limit on levels, which all share; R is then the speed of
-    the best limit, and so on (Dinkelbach 1967).
+    At a speed R a node takes the time of R · cost.node tokens, whoever drafts it: so each request
+    takes what brings it most beyond that, under each limit on levels, which all share; R is then
+    the speed of the best limit, and so on (Dinkelbach 1967). Drafts then pay where they yield more
+    than their time would ``elsewhere``.
 
     Args:
         ladders: per request its options by depth, :data:`NOTHING` first.
         cost: of a step.
+        elsewhere: tokens that the time of a plain step is worth, beyond one for each request.
 
     Returns:
         The options, and the speed in tokens per plain step's time.
     """
-    chosen, found = [ladder[0] for ladder in ladders], float(len(ladders))
+    chosen, found = [ladder[0] for ladder in ladders], len(ladders) + elsewhere
     limits = sorted({option.plan.depth for ladder in ladders for option in ladder})
     for _ in range(_PASSES):
         price = found * cost.node
         by_limit = zip(*(_under(ladder, limits, price) for ladder in ladders), strict=True)
         for picked in by_limit:
-            if (reached := speed(picked, cost)) > found:
+            if (reached := speed(picked, cost, elsewhere)) > found:
                 chosen, found = list(picked), reached
     return chosen, found
 
@@ -75,7 +86,7 @@ def _under(ladder: Sequence[Option], limits: Sequence[int], price: float) -> lis
     for limit in limits:
         while place < len(ladder) and ladder[place].plan.depth <= limit:
             option = ladder[place]
-            if option.tokens - price * option.nodes > top.tokens - price * top.nodes:
+            if option.tokens - price * option.work > top.tokens - price * top.work:
                 top = option
             place += 1
         found.append(top)

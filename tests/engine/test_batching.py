@@ -17,7 +17,7 @@ from specdec.engine import Decoding, Engine, Limits, Request
 from specdec.engine.limits import Waiting
 from specdec.engine.planner import within
 from specdec.interfaces import Prompt, Reads
-from specdec.tree import Dynamic, chain, static
+from specdec.tree import Dynamic, Shape, chain, static
 from specdec.verifiers import TransformersVerifier
 from support import families
 from support.batching import finish, submit
@@ -92,6 +92,36 @@ def test_two_questions_about_the_same_compute_it_once(
     finish(engine)
     assert (first.stats.num_cached_tokens, second.stats.num_cached_tokens) == (0, 24)
     assert [first.output, second.output] == [cases[3][1], cases[6][1]]
+
+
+def test_planners_are_told_who_is_coming(
+    model: PreTrainedModel, cases: list[tuple[Tensor, list[int]]]
+) -> None:
+    """Those whose prompts are being run or wait for it, up to as many as may run at once; but not
+    those for whom there are no pages.
+    """
+    engine = Engine(
+        TransformersVerifier(model, page_size=4),
+        GuessingDrafter(),
+        chain(2),
+        Limits(max_batch=3, max_step_tokens=8),
+    )
+    planner: Any = engine._drafting.planner
+    shapes, seen = planner.shapes, list[tuple[int, int]]()
+
+    def watched(ids: Sequence[int], *, load: int, timed: bool) -> list[Shape]:
+        seen.append((len(ids), load))
+        return list(shapes(ids, load=load, timed=timed))
+
+    planner.shapes = watched
+    for ids, _ in cases[:5]:
+        submit(engine, ids)
+    finish(engine)
+    assert {load for running, load in seen if running == 1} == {1, 3}
+    assert max(load for _, load in seen) == 3
+    engine._intake.full = True
+    submit(engine, cases[0][0])
+    assert engine._intake.coming == 0
 
 
 def test_prompts_run_in_pieces_where_nothing_is_shared(

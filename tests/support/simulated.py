@@ -9,7 +9,7 @@ from types import SimpleNamespace
 from typing import Any
 
 from specdec.engine import Adaptive
-from specdec.engine.planner import Outcome
+from specdec.engine.planner import Outcome, ran_for
 from specdec.tree import Dynamic, Shape
 
 
@@ -71,7 +71,7 @@ class World:
         left = dict(zip(ids, lengths, strict=True))
         while any(n > 0 for n in left.values()):
             shapes: list[Shape] = planner.shapes(ids)
-            outcomes, extra = [], 0.0
+            outcomes, drafting, verifying = [], 0.0, 0.0
             for i, shape in zip(ids, shapes, strict=True):
                 asked = shape.truncate(max(left[i] - 1, 0)).depth
                 accepted, rates = 0, self.accepts(i, self.steps)
@@ -82,27 +82,32 @@ class World:
                     nodes = min(shape.budget, shape.width * asked)
                 tokens = min(accepted + 1, max(left[i], 1))
                 left[i] -= tokens
+                ran = ran_for(shape, asked)
                 outcomes.append(
-                    Outcome(i, asked, nodes * (asked > 0), asked, accepted, tokens, left[i] <= 0)
+                    Outcome(
+                        i, asked, nodes * (asked > 0), asked, accepted, tokens, left[i] <= 0, ran
+                    )
                 )
                 self.tokens += tokens
                 missing[i] += tokens
                 if asked:
-                    extra += self.missed * (missing[i] - tokens)
+                    drafting += self.missed * (missing[i] - tokens)
                     missing[i] = tokens
             asked = max(o.asked for o in outcomes)
             if asked:
-                extra += self.fixed + self.level * asked
-                extra += self.node * sum(o.nodes for o in outcomes)
-            whole, drafting = self.load(self.steps, sum(self.drafted))
-            seconds = whole * (1.0 + drafting * extra) * self.rng.lognormvariate(0.0, self.noise)
+                drafting += self.fixed + self.level * asked
+                verifying += self.node * sum(o.nodes for o in outcomes)
+            whole, more = self.load(self.steps, sum(self.drafted))
+            slow = whole * self.rng.lognormvariate(0.0, self.noise)
             if self.rng.random() < self.hiccup:
-                seconds *= 10
+                slow *= 10
+            drafting *= more * slow
+            seconds = drafting + slow * (1.0 + more * verifying)
             self.time += seconds
             self.steps += 1
             self.drafted.append(asked > 0)
             self.depths.append(asked)
-            planner.observe(outcomes, seconds)
+            planner.observe(outcomes, seconds, drafting)
 
 
 def run(
