@@ -13,7 +13,7 @@ from torch import Tensor
 from specdec.drafters.calibration import Calibration
 from specdec.drafters.growth import Wave, grow
 from specdec.interfaces import DraftRequest
-from specdec.tree import DraftTree, Dynamic, chain
+from specdec.tree import DraftTree, Dynamic, chain, static
 
 TOKENS = 12
 Path = tuple[int, ...]
@@ -101,6 +101,23 @@ def test_growing_stops_where_nothing_more_can_enter() -> None:
     wide = Table(0)
     grow(wide, [DraftRequest(0, [3], 1, Dynamic(200, 3, 4))])
     assert (wide.forwards, wide.rows) == (2, 8)
+
+
+def test_what_is_missing_has_no_children() -> None:
+    """Where fewer tokens may be drafted than a shape has children, the others' places stay empty,
+    and so does what lies below them.
+    """
+    table = Table(0)
+    only = table.logits.argmax(-1)
+    table.logits = torch.full_like(table.logits, -math.inf)
+    table.logits[torch.arange(TOKENS), only] = 0.0
+    ((tree, ran),) = grow(table, [DraftRequest(0, [7, 3], 1, static((2, 2, 2)))])
+    assert tree.topology == chain(3)
+    path = [3]
+    for _ in range(3):
+        path.append(int(only[path[-1]]))
+    assert list(tree.tokens) == path
+    assert [node for node in ran if node >= 0] == [1, 2]
 
 
 def test_requests_that_sample_end_before_those_that_do_not() -> None:

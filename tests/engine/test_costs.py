@@ -143,7 +143,9 @@ def test_time_is_worth_what_it_would_yield_elsewhere() -> None:
     assert all(option.plan.depth for option in alone)
     assert all(option.plan == PLAIN for option in beside)
     assert promised == pytest.approx(24.0)
-    assert speed(alone, cost, 12.0) < 24.0 < speed(alone, Cost(0.0, 0.01, 0.1), 12.0)
+    cheap, promised = best([ladder] * 12, Cost(0.0, 0.01, 0.1), costs.elsewhere(12, 32))
+    assert all(option.plan.depth for option in cheap)
+    assert promised == pytest.approx(48.0 / 1.88)
 
 
 def test_of_many_trees_one_is_as_deep_as_it_may_be() -> None:
@@ -167,6 +169,50 @@ def test_first_drafts_take_as_long_beside_others() -> None:
     measured.began(1, 1, 0.5)
     assert measured.starting(1, 1) == pytest.approx(0.5)
     assert measured.starting(4, 16) == pytest.approx(4 * 0.005 / 0.04)
+
+
+def planner_for_eight() -> Any:
+    """One to which eight requests are new, their plain steps known."""
+    verifier: Any = SimpleNamespace(identity="v", spec=SimpleNamespace(chains_only=False))
+    drafter: Any = SimpleNamespace(identity="d")
+    planner: Any = Adaptive(4).planner(drafter, verifier)
+    for _ in range(3):
+        planner.measured.costs.see_plain(8, 1.0)
+    return planner
+
+
+def drafts_of_eight(planner: Any, ids: list[int], new: int, *, timed: bool = True) -> None:
+    """A step in which levels take 0.2, nodes nothing, and what is new 0.3 each."""
+    depths = [shape.depth for shape in planner.shapes(ids, timed=timed)]
+    outcomes = [Outcome(i, d, d, d, d, d + 1, False) for i, d in zip(ids, depths, strict=True)]
+    drafting = 0.2 * max(depths) + (0.3 * new if any(depths) else 0.0)
+    planner.observe(outcomes, 1.0 + drafting if timed else None, drafting)
+
+
+def test_those_who_come_do_not_make_drafting_dear() -> None:
+    """One in eight is new at every second step, and has its drafter read the prompt. Taken for what
+    a draft costs, drafting would look a fifth dearer.
+    """
+    planner, ids = planner_for_eight(), list(range(8))
+    drafts_of_eight(planner, ids, new=8)
+    for number in range(200):
+        if number % 2:
+            ids = [*ids[1:], 8 + number]
+        drafts_of_eight(planner, ids, new=number % 2)
+    assert planner.measured.costs.of(8).step(0, 4) == pytest.approx(1.8, abs=0.06)
+
+
+def test_steps_with_pieces_tell_what_drafting_takes() -> None:
+    """Levels have become dearer, and hardly a step is timed as a whole."""
+    planner, ids = planner_for_eight(), list(range(8))
+    for _ in range(20):
+        drafts_of_eight(planner, ids, new=0)
+    before = planner.measured.costs.of(8).step(0, 4)
+    outcomes = [Outcome(i, 4, 4, 4, 4, 5, False) for i in ids]
+    for _ in range(60):
+        planner.shapes(ids, timed=False)
+        planner.observe(outcomes, None, 1.6)
+    assert planner.measured.costs.of(8).step(0, 4) > before + 0.3
 
 
 def test_a_pause_of_a_step_is_none() -> None:
