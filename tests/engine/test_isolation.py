@@ -171,7 +171,7 @@ def test_a_drafter_that_fails_is_done_without(
             return super().propose(batch)
 
     seen: list[Outcome] = []
-    monkeypatch.setattr(Fixed, "observe", lambda _, outcomes, seconds: seen.extend(outcomes))
+    monkeypatch.setattr(Fixed, "observe", lambda _, outcomes, *times: seen.extend(outcomes))
     engine = Engine(TransformersVerifier(model), Failing(), chain(2), Limits(), isolates=True)
     requests = [submit(engine, ids) for ids, _ in cases[:4]]
     finish(engine)
