@@ -75,7 +75,9 @@ def main() -> None:
     noise, kill_at = options.pop("noise", 0.0), options.pop("kill_at", 0)
     truth = Truth(1, _Killed(kill_at)) if kill_at else None
     torch.set_num_threads(1)
-    trainer(Path(sys.argv[1]), Training(cpu=True, **options), noise=noise, truth=truth).run()
+    trained = trainer(Path(sys.argv[1]), Training(cpu=True, **options), noise=noise, truth=truth)
+    trained.run()
+    trained.accelerator.end_training()  # else gloo's threads may be there still when it ends
 
 
 if __name__ == "__main__":
