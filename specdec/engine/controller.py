@@ -65,7 +65,7 @@ class Adaptive:
             largest = (
                 Dynamic(largest.depth, largest.depth, 1) if is_dynamic else chain(largest.depth)
             )
-        if not largest.depth:
+        if len(largest) == 1:
             return Fixed(largest)
         key = (identity_of(drafter), identity_of(verifier), largest.is_chain)
         with self._lock:

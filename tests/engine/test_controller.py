@@ -262,6 +262,15 @@ def test_verifiers_of_chains_get_chains(largest: Shape | int | None) -> None:
     assert planner.largest.depth == Adaptive(largest).largest.depth
 
 
+@pytest.mark.parametrize("largest", [0, Dynamic(0, 8), Dynamic(8, 0)], ids=str)
+def test_a_largest_tree_of_no_node_is_plain_decoding(largest: Shape | int) -> None:
+    """An error of the first choice instead: nothing is to be chosen from."""
+    world = useless(0.15)
+    planner = Adaptive(largest).planner(world.drafter, world.verifier)
+    assert isinstance(planner, Fixed)
+    assert len(planner.largest) == 1
+
+
 def test_rates_are_conditional() -> None:
     """A refusal at depth 2 says nothing of depth 3."""
     rates = Rates(4, keep=1.0)

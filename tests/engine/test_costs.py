@@ -171,6 +171,27 @@ def test_first_drafts_take_as_long_beside_others() -> None:
     assert measured.starting(4, 16) == pytest.approx(4 * 0.005 / 0.04)
 
 
+def test_plain_steps_are_timed_often_at_first() -> None:
+    """Two of the first steps, when much is slow, as the yardstick for all that come."""
+    costs, waits = Costs(), []
+    for _ in range(12):
+        costs.see_plain(1, 1.0)
+        waits.append(costs.plain_every(1, 128))
+    assert waits == [16, 32, 48, 64, 80, 96, 112, 128, 128, 128, 128, 128]
+    assert costs.plain_every(32, 128) == 0
+
+
+def test_a_level_is_shared_by_those_who_draft() -> None:
+    """A chain beside 31 others ends where a node more is not worth a whole level of its own."""
+    measured, cost = Measured(Dynamic(8, 8)), Cost(0.0, 0.005, 0.2)
+    narrow = Plan(len(measured.shapes) - 1, 8)
+    alone, beside = (measured.shape(narrow, speed, cost, n) for n, speed in ((1, 2.0), (32, 10.0)))
+    assert isinstance(alone, Dynamic)
+    assert isinstance(beside, Dynamic)
+    assert alone.least == pytest.approx(0.41, rel=0.2)
+    assert beside.least == pytest.approx(10.0 * (0.005 + 0.2 / 32), rel=0.2)
+
+
 def planner_for_eight() -> Any:
     """One to which eight requests are new, their plain steps known."""
     verifier: Any = SimpleNamespace(identity="v", spec=SimpleNamespace(chains_only=False))
@@ -181,12 +202,12 @@ def planner_for_eight() -> Any:
     return planner
 
 
-def drafts_of_eight(planner: Any, ids: list[int], new: int, *, timed: bool = True) -> None:
+def drafts_of_eight(planner: Any, ids: list[int], new: int, load: int = 8) -> None:
     """A step in which levels take 0.2, nodes nothing, and what is new 0.3 each."""
-    depths = [shape.depth for shape in planner.shapes(ids, timed=timed)]
+    depths = [shape.depth for shape in planner.shapes(ids, load=load)]
     outcomes = [Outcome(i, d, d, d, d, d + 1, False) for i, d in zip(ids, depths, strict=True)]
     drafting = 0.2 * max(depths) + (0.3 * new if any(depths) else 0.0)
-    planner.observe(outcomes, 1.0 + drafting if timed else None, drafting)
+    planner.observe(outcomes, 1.0 + drafting, drafting)
 
 
 def test_those_who_come_do_not_make_drafting_dear() -> None:
@@ -200,6 +221,14 @@ def test_those_who_come_do_not_make_drafting_dear() -> None:
             ids = [*ids[1:], 8 + number]
         drafts_of_eight(planner, ids, new=number % 2)
     assert planner.measured.costs.of(8).step(0, 4) == pytest.approx(1.8, abs=0.06)
+
+
+def test_time_elsewhere_is_worth_what_drafts_yield_there() -> None:
+    """Those who wait will draft, too: by plain steps alone their time would be too cheap."""
+    planner, ids = planner_for_eight(), list(range(8))
+    for _ in range(60):
+        drafts_of_eight(planner, ids, new=0, load=32)
+    assert 1.3 * 8 < planner._elsewhere < 1.7 * 8
 
 
 def test_steps_with_pieces_tell_what_drafting_takes() -> None:
